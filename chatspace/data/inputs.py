@@ -1,0 +1,22 @@
+"""The Parquet files that rows are read from, as the plan lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """One Parquet file.
+
+    Attributes:
+        row_groups: rows of each row group.
+        text_bytes: uncompressed bytes of the text column in each row group.
+    """
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    rows: int
+    row_groups: tuple[int, ...]
+    text_bytes: tuple[int, ...]

@@ -1,0 +1,80 @@
+"""The run spec of `kind: embed`: a local encoder over a dataset."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from chatspace.spec.base import RunSpec
+from chatspace.spec.section import Section
+
+
+class ModelSection(Section):
+    """Which encoder, and how it is loaded."""
+
+    name: str = Field("Qwen/Qwen3-Embedding-0.6B", min_length=1)
+    """Model on the Hugging Face hub, or a local folder in sentence-transformers or transformers format."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of weights and activations."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `mps` or `cuda`."""
+    attention_impl: str = "auto"
+    """Attention implementation of transformers, such as `sdpa`, `eager` or `flash_attention_2`."""
+    prompt: str | None = None
+    """Text put before every row."""
+    prompt_name: str | None = None
+    """One of the prompts that the model itself names."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the model's `from_pretrained`."""
+    tokenizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the tokenizer's `from_pretrained`."""
+    max_tokens: int | None = Field(None, gt=0)
+    """Longest row in tokens, special tokens counted [the model's limit]."""
+    on_too_long: Literal["truncate", "error"] = "truncate"
+    """What happens to a longer row; it is counted either way."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError("prompt and prompt_name exclude each other; keep one")
+        return self
+
+
+class EncodeSection(Section):
+    """How rows become batches."""
+
+    tokens_per_batch: int | None = Field(None, gt=0)
+    """Padded tokens in one forward pass [131072 on a GPU, 4096 on a CPU]."""
+    batch_size: int | None = Field(None, gt=0)
+    """Rows in one forward pass, instead of a token budget."""
+    bucket_min_tokens: int = Field(16, gt=0)
+    """Smallest bucket; buckets double from here."""
+    bucket_max_tokens: int | None = Field(None, gt=0)
+    """Largest bucket [the model's limit]."""
+    compile: bool = False
+    """Compile the model with torch.compile; every bucket is warmed up first."""
+    compile_mode: str | None = None
+    """Mode of torch.compile."""
+    normalize: bool | None = None
+    """Scale vectors to length one [as the model says]."""
+    prefetch_batches: int = Field(4, gt=0)
+    """Batches that wait, tokenised, for the encoder."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EncodeSection:
+        if self.tokens_per_batch is not None and self.batch_size is not None:
+            raise ValueError("tokens_per_batch and batch_size exclude each other; keep one")
+        return self
+
+
+class EmbedSpec(RunSpec):
+    """One dataset, one encoder, one folder of vectors."""
+
+    kind: Literal["embed"]
+    model: ModelSection = ModelSection()
+    encode: EncodeSection = EncodeSection()

@@ -1,0 +1,49 @@
+"""The registry of kinds: the one place that knows which folder does which sort of run.
+
+A kind's folder holds `spec.py` (its run spec) and `work.py` (its slice work). Modules are named here and
+imported only when a run of that kind is loaded or worked on, so that planning never imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """Where one kind of run lives.
+
+    Attributes:
+        name: value of `kind:` in a run spec.
+        package: folder of the kind, as a dotted name.
+        spec_class: name of its pydantic model in `<package>.spec`.
+        template: file name of its array script in `templates/`.
+        script: stem of the rendered array script, `embed` for `embed.slurm`.
+    """
+
+    name: str
+    package: str
+    spec_class: str
+    template: str
+    script: str
+
+    def spec_model(self) -> Any:
+        """Returns the pydantic class of this kind's run spec."""
+        return getattr(import_module(f"{self.package}.spec"), self.spec_class)
+
+    def slice_work(self) -> Any:
+        """Returns `run_slice(work: SliceWork) -> SliceOutcome` of this kind; imports its heavy libraries."""
+        return import_module(f"{self.package}.work").run_slice
+
+
+KINDS: dict[str, Kind] = {
+    "embed": Kind(
+        name="embed",
+        package="chatspace.hf_embed",
+        spec_class="EmbedSpec",
+        template="embed.slurm.j2",
+        script="embed",
+    ),
+}

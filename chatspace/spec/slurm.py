@@ -1,0 +1,59 @@
+"""Sections that say how a run is executed: SLURM directives and the container."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from chatspace.spec.section import Section, Strings
+
+TIME_PATTERN = r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$"
+
+
+class SlurmSection(Section):
+    """Directives of the array job; what is not set here comes from the cluster profile."""
+
+    profile: str | None = None
+    """Cluster profile: a name in `hpc/profiles/` or a YAML file ["generic"]."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = Field(None, pattern=TIME_PATTERN)
+    """Walltime of one array task, in any form that sbatch takes."""
+    mem_gb: int | None = Field(None, gt=0)
+    """Host memory of one array task, GiB."""
+    cpus_per_task: int | None = Field(None, gt=0)
+    gpus_per_task: int | None = Field(None, ge=0)
+    gpu_type: str | None = None
+    """GPU type in the GPU directive, as the cluster spells it."""
+    array_parallelism: int | None = Field(None, gt=0)
+    """Array tasks that may run at the same time (the `%N` of `--array`)."""
+    mail: str | None = None
+    """Address that gets mail when the array ends or fails."""
+    extra: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Any other sbatch directive; `true` gives a flag without a value."""
+    log_dir: str = "logs"
+    """Folder of the job logs, relative to where the job was set up."""
+    grace_s: int = Field(120, ge=0)
+    """Seconds before the walltime at which a task is told to finish its shard and stop."""
+    max_requeues: int = Field(20, ge=0)
+    """How often an interrupted array task is put back into the queue."""
+
+
+class ContainerSection(Section):
+    """The image that array tasks run in; without an image they run on the host."""
+
+    image: str | None = None
+    """Singularity/Apptainer image file."""
+    runtime: Literal["auto", "apptainer", "singularity"] | None = None
+    """Container command ["auto": apptainer, else singularity]."""
+    nv: bool | Literal["auto"] | None = None
+    """Pass the NVIDIA driver in ["auto": when the task asks for GPUs]."""
+    binds: Strings | None = None
+    """Bind mounts, `source[:target[:ro]]`; the workspace and local inputs are bound anyway."""
+    venv: str | None = None
+    """Virtual environment that is activated, inside the image where there is one."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the task."""
