@@ -1,6 +1,7 @@
 """The registry of kinds: the one place that knows which folder does which sort of run.
 
-A kind's folder holds `spec.py` (its run spec) and `work.py` (its slice work). Modules are named here and
+A kind's folder holds `spec.py` (its run spec), `resolve.py` (what the plan says of its model) and `work.py`
+(its slice work). Modules are named here and
 imported only when a run of that kind is loaded or worked on, so that planning never imports torch.
 """
 
@@ -32,6 +33,14 @@ class Kind:
     def spec_model(self) -> Any:
         """Returns the pydantic class of this kind's run spec."""
         return getattr(import_module(f"{self.package}.spec"), self.spec_class)
+
+    def resolve_model(self) -> Any:
+        """Returns `resolve_model(spec) -> dict` of this kind: what the plan says of the model.
+
+        The dict has `name`, `label` (folder name in paths), `path` (local folder or None) and
+        `fingerprint` (what makes it another model; hashed), and what else the kind wants to keep.
+        """
+        return import_module(f"{self.package}.resolve").resolve_model
 
     def slice_work(self) -> Any:
         """Returns `run_slice(work: SliceWork) -> SliceOutcome` of this kind; imports its heavy libraries."""

@@ -69,6 +69,11 @@ class EncodeSection(Section):
     def _check(self) -> EncodeSection:
         if self.tokens_per_batch is not None and self.batch_size is not None:
             raise ValueError("tokens_per_batch and batch_size exclude each other; keep one")
+        if self.bucket_max_tokens is not None and self.bucket_max_tokens < self.bucket_min_tokens:
+            raise ValueError(
+                f"bucket_max_tokens={self.bucket_max_tokens} is below "
+                f"bucket_min_tokens={self.bucket_min_tokens}"
+            )
         return self
 
 

@@ -1,0 +1,20 @@
+"""chatspace: one YAML run spec becomes SLURM array jobs that embed every row of a dataset exactly once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "open_run", "submit"]
+
+if TYPE_CHECKING:
+    from chatspace.api import Run, open_run, submit
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the notebook API when it is first used, so that `import chatspace` costs nothing."""
+    if name in ("Run", "open_run", "submit"):
+        from chatspace import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,190 @@
+"""What the input files hold, read from their footers, and whether their ids are unique."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from chatspace.data.inputs import InputFile
+from chatspace.data.parquet import (
+    check_column,
+    check_text_column,
+    leaf_columns,
+    open_parquet,
+    reading,
+    shown_type,
+)
+from chatspace.errors import InputError
+from chatspace.spec.document import shown
+
+# Footers are small reads; on a network file system their latency is what costs.
+_THREADS = 16
+_ID_BATCH_ROWS = 65536
+
+
+def inventory(
+    paths: Sequence[Path],
+    text_field: str,
+    *,
+    conversation: bool = False,
+    id_field: str | None = None,
+    keep_columns: Sequence[str] = (),
+) -> list[InputFile]:
+    """Returns what each Parquet file holds, in the order of `paths`; only footers are read.
+
+    Args:
+        paths: absolute paths.
+        text_field: column that is embedded.
+        conversation: whether that column holds turns.
+        id_field: column of the ids, which must exist.
+        keep_columns: further columns that must exist.
+
+    Raises:
+        InputError: a file is missing, truncated or no Parquet; a column is missing or of a type that
+            cannot be used; there are no rows at all.
+    """
+    look = partial(
+        _look, text_field=text_field, conversation=conversation, id_field=id_field,
+        keep_columns=keep_columns,
+    )  # fmt: skip
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = list(pool.map(look, paths))
+    if not any(file.rows for file in files):
+        first = f" such as {shown(paths[0])}" if paths else ""
+        raise InputError(
+            f"Empty dataset: {len(files)} files{first} hold no rows. Check the path and the split."
+        )
+    return files
+
+
+def check_unique_ids(files: Sequence[InputFile], id_field: str, max_rows: int) -> None:
+    """Proves that no id stands twice in the first `max_rows` rows; memory is 8 bytes a row.
+
+    A first pass compares 64-bit hashes; where two are equal, a second pass compares the ids.
+
+    Raises:
+        InputError: an id is null or stands twice, or the column's type gives no ids.
+    """
+    hashes = np.empty(min(max_rows, sum(file.rows for file in files)), dtype=np.int64)
+    for row, ids in _id_batches(files, id_field, max_rows):
+        hashes[row : row + len(ids)] = _hashes(ids)
+    hashes.sort()
+    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if len(suspects):
+        _refuse_duplicates(files, id_field, max_rows, suspects)
+
+
+def id_strings(column: pa.Array, id_field: str, path: str, first_row: int) -> pa.Array:
+    """Returns ids as strings; `column` begins at `first_row` of the file `path`.
+
+    Raises:
+        InputError: an id is null, or the type gives no ids.
+    """
+    if column.null_count:
+        row = first_row + column.is_valid().index(False).as_py()
+        raise InputError(
+            f"Missing id: dataset.id_field={id_field!r}; row {row} of {shown(Path(path))} is null. "
+            "Fill it, or leave id_field out to have ids made."
+        )
+    if pa.types.is_nested(column.type) or pa.types.is_floating(column.type):
+        raise InputError(
+            f"Not usable as ids: dataset.id_field={id_field!r}; it is {shown_type(column.type)} in "
+            f"{shown(Path(path))}, expected text or integers. Name another column."
+        )
+    with reading(path):
+        return column.cast(pa.string())
+
+
+def _look(
+    path: Path, *, text_field: str, conversation: bool, id_field: str | None,
+    keep_columns: Sequence[str],
+) -> InputFile:  # fmt: skip
+    with open_parquet(path) as file, reading(path):
+        stat = path.stat()
+        schema, footer = file.schema_arrow, file.metadata
+        type_ = check_column(schema, text_field, path, "dataset.text_field")
+        check_text_column(type_, text_field, path, conversation)
+        if id_field is not None:
+            check_column(schema, id_field, path, "dataset.id_field")
+        for name in keep_columns:
+            check_column(schema, name, path, "output.keep_columns")
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        leaves = leaf_columns(schema, text_field)
+        return InputFile(
+            path=str(path),
+            bytes=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            rows=footer.num_rows,
+            row_groups=tuple(group.num_rows for group in groups),
+            text_bytes=tuple(
+                sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
+                for group in groups
+            ),
+        )
+
+
+def _id_batches(
+    files: Sequence[InputFile], id_field: str, max_rows: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields ids as strings with the absolute row of the first."""
+    row = 0
+    for file in files:
+        first = row
+        with open_parquet(file.path) as parquet:
+            check_column(parquet.schema_arrow, id_field, file.path, "dataset.id_field")
+            batches = parquet.iter_batches(_ID_BATCH_ROWS, columns=[id_field])
+            while row < max_rows:
+                with reading(file.path):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                column = batch.column(id_field).slice(0, max_rows - row)
+                ids = id_strings(column, id_field, file.path, row - first)
+                yield row, _decoded(ids, id_field, file.path)
+                row += len(ids)
+
+
+def _decoded(ids: pa.Array, id_field: str, path: str) -> list[str]:
+    try:
+        values: list[str] = ids.to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"Invalid id: dataset.id_field={id_field!r}; {shown(Path(path))} has ids that are not "
+            "UTF-8. Repair them, or name another column."
+        ) from error
+    return values
+
+
+def _hashes(ids: list[str]) -> npt.NDArray[np.int64]:
+    # Python's own hash: 64 bits, keyed anew in each process, and the same within one.
+    return np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+
+
+def _refuse_duplicates(
+    files: Sequence[InputFile], id_field: str, max_rows: int, suspects: npt.NDArray[np.int64]
+) -> None:
+    seen: dict[str, int] = {}
+    for row, ids in _id_batches(files, id_field, max_rows):
+        for offset in np.flatnonzero(np.isin(_hashes(ids), suspects)):
+            id_ = ids[offset]
+            if id_ in seen:
+                raise InputError(
+                    f"Duplicate id: dataset.id_field={id_field!r} is {shown(id_)} in "
+                    f"{_place(files, seen[id_])} and in {_place(files, row + int(offset))}. "
+                    "Remove one, or leave id_field out to have ids made."
+                )
+            seen[id_] = row + int(offset)
+
+
+def _place(files: Sequence[InputFile], row: int) -> str:
+    for file in files:
+        if row < file.rows:
+            return f"row {row} of {shown(Path(file.path))}"
+        row -= file.rows
+    raise AssertionError(row)

@@ -1,0 +1,215 @@
+"""The rows of a shard, read from Parquet and made ready for a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from chatspace.data.conversations import first_assistant_text
+from chatspace.data.inputs import InputFile
+from chatspace.data.inventory import id_strings
+from chatspace.data.jsonable import json_objects, python_values
+from chatspace.data.parquet import check_column, check_text_column, open_parquet, reading
+from chatspace.errors import InputError
+from chatspace.shards.records import ShardSpan
+from chatspace.spec.base import DatasetSection
+from chatspace.spec.document import shown
+
+# A batch holds about this much text, so that rows of 1 MB do not fill the memory.
+_BATCH_BYTES = 32 << 20
+_MAX_BATCH_ROWS = 8192
+
+_INVALID = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRows:
+    """The rows of a span that can be embedded, in input order, and why the others cannot.
+
+    Attributes:
+        row_index: (n_kept,) int64, the rows' numbers in the split.
+        ids: (n_kept,) strings.
+        texts: (n_kept,) what is embedded; never blank.
+        metadata: (n_kept,) strings, a JSON object each.
+        skipped: rows left out, by reason: `null_text`, `empty_text` (nothing but whitespace),
+            `no_assistant_turn`, `invalid_utf8`.
+    """
+
+    row_index: npt.NDArray[np.int64]
+    ids: pa.Array
+    texts: list[str]
+    metadata: pa.Array
+    skipped: dict[str, int]
+
+
+class SplitReader:
+    """Reads the spans of one split; consecutive spans stream through the files once.
+
+    Any span can be read at any time; one that does not follow the last begins with a seek to its row
+    group. Used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetSection,
+        *,
+        label: str,
+        split: str,
+        files: Sequence[InputFile],
+        keep_columns: Sequence[str],
+    ) -> None:
+        self._dataset = dataset
+        self._id_prefix = f"{label}/{split}/"
+        self._keep_columns = tuple(keep_columns)
+        self._files = tuple(files)
+        wanted = (dataset.text_field, dataset.id_field, *self._keep_columns)
+        self._columns = tuple(dict.fromkeys(name for name in wanted if name is not None))
+        self._cursor = _Cursor(self._files, self._columns, 0, dataset)
+
+    def read(self, span: ShardSpan) -> PreparedRows:
+        """Returns the rows of `span`.
+
+        Raises:
+            InputError: a file is missing, damaged, or not the one that was planned with.
+        """
+        if self._cursor.row != span.row_start:
+            self._cursor.close()
+            self._cursor = _Cursor(self._files, self._columns, span.row_start, self._dataset)
+        rows = _Rows()
+        try:
+            for chunk in self._cursor.take(span.n_rows):
+                self._prepare(chunk, rows)
+        except BaseException:
+            # The generator behind the cursor is finished now; the next read starts anew.
+            self._cursor = _Cursor(self._files, self._columns, 0, self._dataset)
+            raise
+        return rows.joined(span)
+
+    def _prepare(self, chunk: _Chunk, rows: _Rows) -> None:
+        values = python_values(chunk.batch.column(self._dataset.text_field), _INVALID)
+        kept: list[int] = []
+        for offset, value in enumerate(values):
+            text = self._text(value, rows.skipped)
+            if text is not None:
+                kept.append(offset)
+                rows.texts.append(text)
+        offsets = np.array(kept, dtype=np.int64)
+        batch = chunk.batch if len(kept) == len(values) else chunk.batch.take(pa.array(offsets))
+        row_index = offsets + chunk.row  # (n_kept,)
+        rows.row_index.append(row_index)
+        rows.ids.append(self._ids(chunk, batch, row_index))
+        rows.metadata.append(self._metadata(batch, [values[offset] for offset in kept]))
+
+    def _text(self, value: Any, skipped: Counter[str]) -> str | None:
+        if value is _INVALID:
+            skipped["invalid_utf8"] += 1
+        elif value is None:
+            skipped["null_text"] += 1
+        elif self._dataset.extract_first_assistant:
+            return _assistant_text(value, skipped)
+        elif not value or value.isspace():
+            skipped["empty_text"] += 1
+        else:
+            return str(value)
+        return None
+
+    def _ids(self, chunk: _Chunk, batch: pa.RecordBatch, row_index: Any) -> pa.Array:
+        name = self._dataset.id_field
+        if name is None:
+            return pa.array([f"{self._id_prefix}{row}" for row in row_index.tolist()], pa.string())
+        # Checked before rows are left out: a missing id is an error, whatever its text is.
+        if chunk.batch.column(name).null_count:
+            batch = chunk.batch
+        return id_strings(batch.column(name), name, chunk.path, chunk.file_row)
+
+    def _metadata(self, batch: pa.RecordBatch, originals: list[Any]) -> pa.Array:
+        columns = {name: python_values(batch.column(name)) for name in self._keep_columns}
+        if self._dataset.extract_first_assistant:
+            columns[self._dataset.text_field] = originals
+        if not columns:
+            return pa.repeat(pa.scalar("{}"), batch.num_rows)
+        return pa.array(json_objects(columns, batch.num_rows), pa.string())
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What the batches of one span add up to."""
+
+    row_index: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    ids: list[pa.Array] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    metadata: list[pa.Array] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def joined(self, span: ShardSpan) -> PreparedRows:
+        return PreparedRows(
+            row_index=np.concatenate([np.empty(0, dtype=np.int64), *self.row_index]),
+            ids=_concatenated(self.ids, span),
+            texts=self.texts,
+            metadata=_concatenated(self.metadata, span),
+            skipped=dict(sorted(self.skipped.items())),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """Consecutive rows of one file: the first is `row` of the split and `file_row` of the file."""
+
+    batch: pa.RecordBatch
+    row: int
+    file_row: int
+    path: str
+
+
+class _Cursor:
+    """A place in the files, moving forward."""
+
+    def __init__(
+        self,
+        files: tuple[InputFile, ...],
+        columns: tuple[str, ...],
+        row: int,
+        dataset: DatasetSection,
+    ) -> None:
+        self.row = row
+        self._rest: _Chunk | None = None
+        self._chunks = _chunks(files, columns, row, dataset)
+
+    def take(self, n_rows: int) -> Iterator[_Chunk]:
+        """Yields the next `n_rows` rows; fewer are a bug of the plan."""
+        stop = self.row + n_rows
+        while self.row < stop:
+            chunk = self._rest or next(self._chunks, None)
+            assert chunk is not None, f"the files end at row {self.row}, the plan at {stop} or later"
+            n_wanted = min(stop - self.row, chunk.batch.num_rows)
+            self._rest = _after(chunk, n_wanted)
+            self.row += n_wanted
+            yield _first(chunk, n_wanted)
+
+    def close(self) -> None:
+        """Closes the file at hand."""
+        self._chunks.close()
+
+
+def _after(chunk: _Chunk, n_rows: int) -> _Chunk | None:
+    if n_rows == chunk.batch.num_rows:
+        return None
+    return _Chunk(
+        batch=chunk.batch.slice(n_rows),
+        row=chunk.row + n_rows,
+        file_row=chunk.file_row + n_rows,
+        path=chunk.path,
+    )
+
+
+def _first(chunk: _Chunk, n_rows: int) -> _Chunk:
+    batch = chunk.batch.slice(0, n_rows)
+    return _Chunk(batch=batch, row=chunk.row, file_row=chunk.file_row, path=chunk.path)

@@ -1,0 +1,140 @@
+"""Which local files make up a split."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from chatspace.errors import InputError, SpecError
+from chatspace.spec.base import DatasetSection
+from chatspace.spec.document import shown
+from chatspace.spec.expand import expand
+
+EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
+    "csv": (".csv", ".csv.gz"),
+    "arrow": (".arrow", ".feather"),
+}
+
+
+def find_files(dataset: DatasetSection, split: str) -> list[Path]:
+    """Returns the files of one split of a local dataset: absolute, in natural order (2 before 10).
+
+    `path` is a file, a glob, or a folder. Of a folder, the files are those in `<split>/`, else
+    `<split>.ext` and `<split>-*.ext`, else, where the run has one split only or `{split}` stands in
+    `path`, all files with the source's extension.
+
+    Raises:
+        InputError: no file is there.
+        SpecError: a variable in `path` is undefined, or several splits would read the same files.
+    """
+    assert dataset.path is not None
+    assert dataset.source in EXTENSIONS
+    path = _located(dataset.path, split)
+    names_split = "{split}" in dataset.path
+    if path.is_dir():
+        found = _in_folder(path, split, dataset, all_files=names_split)
+    else:
+        _refuse_shared(dataset, names_split)
+        found = [path] if path.exists() else _globbed(path)
+    if not found:
+        raise InputError(_nothing_found(path, split, dataset))
+    return found
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Returns paths sorted with the numbers in their names as numbers; the same on every machine."""
+
+    def key(path: Path) -> tuple[list[str | int], str]:
+        parts = re.split(r"([0-9]+)", str(path))  # text and digits alternate, so keys compare
+        return [int(p) if i % 2 else p for i, p in enumerate(parts)], str(path)
+
+    return sorted(paths, key=key)
+
+
+def _located(text: str, split: str) -> Path:
+    named = text.replace("{split}", split)
+    # A name that holds a `$` or begins with `~` is meant as it is where it exists.
+    literal = Path(named)
+    try:
+        exists = literal.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"Invalid path: dataset.path={shown(text)}; {error}.") from error
+    path = literal if exists else Path(expand(named, "dataset.path"))
+    return path.absolute()
+
+
+def _in_folder(folder: Path, split: str, dataset: DatasetSection, all_files: bool) -> list[Path]:
+    extensions = EXTENSIONS[dataset.source]
+    inner = folder / split
+    if inner.is_dir():
+        return _listed(inner, extensions)
+    files = _listed(folder, extensions)
+    stems = {file: _stem(file, extensions) for file in files}
+    own = [f for f in files if stems[f] == split or stems[f].startswith(f"{split}-")]
+    if own:
+        return own
+    return files if all_files or len(dataset.split_names) == 1 else []
+
+
+def _listed(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
+    saved = _saved_by_datasets(folder) if ".arrow" in extensions else []
+    visible = (p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    return saved or natural_order(p for p in visible if p.name.endswith(extensions))
+
+
+def _saved_by_datasets(folder: Path) -> list[Path]:
+    """Returns the files of a `Dataset.save_to_disk` folder in its own order, else nothing."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return []
+    try:
+        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"Damaged dataset: {shown(state)} does not list its files. Save the dataset again."
+        ) from error
+    return [folder / name for name in names]
+
+
+def _stem(path: Path, extensions: tuple[str, ...]) -> str:
+    longest = max((e for e in extensions if path.name.endswith(e)), key=len)
+    return path.name.removesuffix(longest)
+
+
+def _globbed(pattern: Path) -> list[Path]:
+    found = (Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+    return natural_order(path for path in found if path.is_file())
+
+
+def _refuse_shared(dataset: DatasetSection, names_split: bool) -> None:
+    if len(dataset.split_names) > 1 and not names_split:
+        raise SpecError(
+            f"Same files for several splits: dataset.path={shown(dataset.path)}; splits are "
+            f"{', '.join(dataset.split_names)}. Put {{split}} where their names differ."
+        )
+
+
+def _nothing_found(path: Path, split: str, dataset: DatasetSection) -> str:
+    place = f"dataset.path={shown(dataset.path)}"
+    if not path.is_dir():
+        what = "No file matches" if glob.has_magic(str(path)) else "No such file or folder"
+        return f"{what}: {place} ({shown(path)}), split {split}. Check the path."
+    extension = EXTENSIONS[dataset.source][0]
+    present = natural_order(p for p in path.iterdir() if not p.name.startswith("."))
+    listed = ", ".join(p.name for p in present[:5]) or "nothing"
+    more = ", ..." if len(present) > 5 else ""
+    others = [
+        source
+        for source, extensions in EXTENSIONS.items()
+        if source != dataset.source and any(p.name.endswith(extensions) for p in present)
+    ]
+    advice = f"Did you mean source: {others[0]}?" if others else "Check the path and the split."
+    return (
+        f"No {dataset.source} files: {place}, split {split}; looked for {split}/, "
+        f"{split}{extension}, {split}-*{extension}, the folder has {listed}{more}. {advice}"
+    )

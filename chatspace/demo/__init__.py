@@ -1,0 +1,1 @@
+"""What the demo needs besides packages: real text and a real model, without a download."""

@@ -1,0 +1,86 @@
+"""A run spec given as flags: each key of a kind's model becomes an option of a typer command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from chatspace.kinds import KINDS
+from chatspace.spec.base import RunSpec
+from chatspace.spec.flags import Flag, iter_flags, values_from_flags
+from chatspace.spec.loading import spec_from_mapping
+
+
+@dataclass(slots=True)
+class ParsedFlags:
+    """What was given on the command line."""
+
+    spec: RunSpec
+    workers: int | None
+
+
+def parse_flags(kind: str, command: str, arguments: Sequence[str]) -> ParsedFlags:
+    """Returns the run spec that the flags describe; `--help` and wrong options end the process.
+
+    Args:
+        kind: kind of run.
+        command: the command as the help text names it.
+        arguments: words after the command.
+
+    Raises:
+        SpecError: a key or a value is wrong.
+    """
+    flags = {flag.parameter: flag for flag in iter_flags(KINDS[kind].spec_model())}
+    parsed: list[ParsedFlags] = []
+
+    def collect(**given: Any) -> None:
+        workers = given.pop("workers")
+        values = values_from_flags({flags[name]: value for name, value in given.items()})
+        values.setdefault("name", _default_name(values))
+        parsed.append(ParsedFlags(spec_from_mapping({"kind": kind, **values}, command), workers))
+
+    workers = typer.Option("--workers", min=1, help="Slices at the same time.")
+    parameters = [_parameter(flag) for flag in flags.values()]
+    parameters.append(_keyword("workers", Annotated[int | None, workers]))
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    collect.__annotations__ = {p.name: p.annotation for p in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(
+        help=f"Run `kind: {kind}` on this machine from flags; every key of a run spec is one.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )(collect)
+    app(args=list(arguments), prog_name=command, standalone_mode=bool(_asks_help(arguments)))
+    return parsed[0]
+
+
+def _asks_help(arguments: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in arguments)
+
+
+def _default_name(values: dict[str, Any]) -> str:
+    dataset = values.get("dataset", {})
+    text = str(dataset.get("name") or dataset.get("path") or "embed")
+    word = text.rstrip("/").split("/")[-1].split(".")[0]
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in word).strip("-") or "embed"
+
+
+def _parameter(flag: Flag) -> inspect.Parameter:
+    names = list(flag.names)
+    if flag.type == "boolean":
+        names = ["/".join((name, off)) for name, off in zip(names, flag.off_names, strict=True)]
+    default = f" [{flag.default}]" if flag.default and f"[{flag.default}]" not in flag.help else ""
+    choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
+    metavar = {"mapping": "KEY=VALUE", "integer": "N"}.get(flag.type)
+    option = typer.Option(*names, help=f"{flag.help}{choices}{default}", metavar=metavar)
+    kind: Any = {"integer": int, "number": float, "boolean": bool}.get(flag.type, str)
+    return _keyword(flag.parameter, Annotated[(list[kind] if flag.is_list else kind) | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )

@@ -1,0 +1,122 @@
+"""Which rows share a forward pass, and to how many tokens they are padded: a function of lengths alone.
+
+    bucket_min_tokens = 16, bucket_max_tokens = 128, limit = 300
+
+    row of   1..16   17..32   33..64   65..128   129..256   257..300 tokens
+    bucket      16       32       64       128        256        300
+
+Buckets double up to `bucket_max_tokens`; longer rows fall into multiples of it, and the last bucket is the
+model's limit. A bucket never cuts a row: only the model's limit does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """The padded lengths of a run, in tokens.
+
+    Attributes:
+        min_tokens: the smallest bucket.
+        max_tokens: where doubling ends.
+        limit: the longest row that can occur.
+    """
+
+    min_tokens: int
+    max_tokens: int
+    limit: int
+
+    def width(self, n_tokens: int) -> int:
+        """Returns the bucket of a row of `n_tokens` tokens.
+
+        Raises:
+            ValueError: the row is longer than the limit, so it should have been truncated.
+        """
+        if n_tokens > self.limit:
+            raise ValueError(f"Row too long: n_tokens={n_tokens}; limit {self.limit}.")
+        if n_tokens > self.max_tokens:
+            return min(-(-n_tokens // self.max_tokens) * self.max_tokens, self.limit)
+        width = self.min_tokens
+        while width < n_tokens:
+            width *= 2
+        return min(width, self.max_tokens, self.limit)
+
+    def widths(self) -> Iterator[int]:
+        """Yields all buckets, ascending."""
+        n_tokens = 1
+        while n_tokens <= self.limit:
+            width = self.width(n_tokens)
+            yield width
+            n_tokens = width + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How much one forward pass takes: padded tokens, or a fixed number of rows."""
+
+    tokens: int | None = None
+    rows: int | None = None
+
+    def n_rows(self, width: int) -> int:
+        """Returns how many rows of `width` tokens go into one batch, at least one."""
+        if self.rows is not None:
+            return self.rows
+        assert self.tokens is not None
+        return max(1, self.tokens // width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The rows of one forward pass.
+
+    Attributes:
+        rows: positions in the shard, (n_rows,).
+        width: tokens that each of them is padded to.
+    """
+
+    rows: IntArray
+    width: int
+
+    @property
+    def n_padded_tokens(self) -> int:
+        """Tokens that the forward pass computes."""
+        return len(self.rows) * self.width
+
+
+def plan_batches(
+    lengths: IntArray, *, buckets: Buckets, budget: Budget, trim_to: int | None = None
+) -> list[Batch]:
+    """Puts each row of a shard into exactly one batch; no batch holds rows of two buckets.
+
+    Args:
+        lengths: real tokens of each row, (n_rows,).
+        buckets: the padded lengths.
+        budget: the size of a batch.
+        trim_to: pad a batch only as far as its own longest row, rounded up to a multiple of this and
+            never beyond its bucket; None pads to the bucket.
+
+    Returns:
+        Batches from the longest rows to the shortest, so that a lack of memory shows at the start.
+    """
+    # A stable sort: rows of equal length keep their order, whatever numpy does inside.
+    order = np.argsort(-lengths, kind="stable")  # (n_rows,)
+    known, which = np.unique(lengths, return_inverse=True)
+    bucket_of = np.array([buckets.width(int(n)) for n in known], dtype=np.int64)[which]  # (n_rows,)
+    batches: list[Batch] = []
+    start = 0
+    while start < len(order):
+        longest, bucket = int(lengths[order[start]]), int(bucket_of[order[start]])
+        width = bucket if trim_to is None else min(bucket, max(1, -(-longest // trim_to)) * trim_to)
+        rows = order[start : start + budget.n_rows(width)]
+        rows = rows[bucket_of[rows] == bucket]  # a prefix, since the rows are sorted
+        batches.append(Batch(rows=rows, width=width))
+        start += len(rows)
+    return batches

@@ -1,0 +1,352 @@
+"""A model is loaded as sentence-transformers loads it, checked, and made an `Encoder`.
+
+Not covered: models whose input is not text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from chatspace.errors import ModelError, UnfitEnvironmentError
+from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.hf_embed.compiling import compile_model
+from chatspace.hf_embed.encoder import Encoder, Features, Forward
+from chatspace.hf_embed.spec import EncodeSection, ModelSection
+from chatspace.hf_embed.tokens import (
+    FastTokenizer,
+    LibraryTokenizer,
+    Padding,
+    RowTokenizer,
+    n_tokens,
+)
+
+log = logging.getLogger(__name__)
+
+GPU_TOKENS_PER_BATCH = 131072
+CPU_TOKENS_PER_BATCH = 4096
+TRIM_TO = 8  # padding to less than this gains nothing: vector units work on whole groups anyway
+NO_LIMIT = 2**40
+_LONGEST_PROBE = 2**16
+
+_PROBES = (
+    "a",
+    "The quick brown fox jumps over the lazy dog.",
+    "  two\n\nlines\t\u0000 and a NUL ",
+    "naïve 北京 🙂👩‍👩‍👧 שלום עולם",
+)
+
+
+def load_encoder(
+    section: ModelSection, encode: EncodeSection, *, path: str | None = None
+) -> Encoder:
+    """Loads a model and returns its encoder, compiled if asked, but not warmed up.
+
+    Args:
+        section: which model, and how.
+        encode: how batches are made.
+        path: the model's folder; None for a name on the hub.
+
+    Raises:
+        ModelError: no such model, or it cannot be used as the spec says.
+        UnfitEnvironmentError: the device is not there.
+    """
+    device = pick_device(section.device)
+    model = load_model(section, path, device)
+    notes: list[str] = []
+    prompt = resolve_prompt(model, section, notes)
+    limit = set_limit(model, section.max_tokens)
+    normalize = take_normalize(model, encode.normalize)
+    tokenizer = choose_tokenizer(model, prompt, limit, notes)
+    buckets = Buckets(
+        min_tokens=encode.bucket_min_tokens,
+        max_tokens=min(encode.bucket_max_tokens or limit, limit),
+        limit=limit,
+    )
+    forward = _forward(model, device)
+    vectors = _probe(model, forward, tokenizer, section)
+    if encode.compile:
+        compile_model(model, encode.compile_mode)
+    budget = pick_budget(encode, device)
+    max_tokens = limit if limit < NO_LIMIT else None
+    return Encoder(
+        tokenizer=tokenizer,
+        forward=forward,
+        dim=vectors.shape[1],
+        max_tokens=max_tokens,
+        buckets=buckets,
+        budget=budget,
+        trim_to=None if encode.compile else TRIM_TO,
+        normalize=normalize,
+        runtime={
+            **_model_facts(model, section, device),
+            "tokens_per_batch": budget.tokens,
+            "batch_size": budget.rows,
+            "compile": encode.compile,
+            "embedding_dim": vectors.shape[1],
+            "max_tokens": max_tokens,
+        },
+        notes=notes,
+    )
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Returns the device that a spec asks for; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UnfitEnvironmentError: PyTorch does not see that device.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    device = torch.device(wanted)
+    n_seen = {"cuda": torch.cuda.device_count(), "mps": int(has_mps), "cpu": 1}[device.type]
+    if (device.index or 0) >= n_seen:
+        raise UnfitEnvironmentError(
+            f"Device not found: model.device={wanted}; PyTorch {torch.__version__} sees {n_seen} "
+            f"{device.type} devices here. Use model.device: auto, or a node that has one."
+        )
+    return device
+
+
+def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
+    """Returns the size of a batch: as the spec says, else a token budget that suits the device."""
+    if encode.batch_size is not None:
+        return Budget(rows=encode.batch_size)
+    default = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
+    return Budget(tokens=encode.tokens_per_batch or default)
+
+
+def load_model(section: ModelSection, path: str | None, device: torch.device) -> Any:
+    """Returns the model as sentence-transformers loads it, in the dtype of the spec, ready for inference.
+
+    Raises:
+        ModelError: there is no such model, or its files or options do not fit.
+    """
+    if path is not None and not Path(path).is_dir():
+        raise ModelError(
+            f"Model folder is gone: model.name={section.name}; {path} does not exist on this machine. "
+            f"Put it where compute nodes can read it, then plan the run again."
+        )
+    model_kwargs = {"dtype": getattr(torch, section.dtype), **section.model_kwargs}
+    if section.attention_impl != "auto":
+        model_kwargs["attn_implementation"] = section.attention_impl
+    try:
+        model = SentenceTransformer(
+            path or section.name,
+            device=str(device),
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            model_kwargs=model_kwargs,
+            processor_kwargs=dict(section.tokenizer_kwargs),
+        )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(_cannot_load(section, path, error, "Use a device with more memory")) from error
+    except (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(_cannot_load(section, path, error, _next_step(section, path))) from error
+    return model.eval()
+
+
+def _cannot_load(
+    section: ModelSection, path: str | None, error: BaseException, next_step: str
+) -> str:
+    where = f" ({path})" if path not in (None, section.name) else ""
+    reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+    return f"Model cannot be loaded: model.name={section.name}{where}; {reason}. {next_step}."
+
+
+def _next_step(section: ModelSection, path: str | None) -> str:
+    if path is not None:
+        return "Check model.name, model_kwargs and tokenizer_kwargs, and that the folder is whole"
+    return (
+        "Check the name, or download the model where there is a network and name its folder in model.name"
+    )
+
+
+def resolve_prompt(model: Any, section: ModelSection, notes: list[str]) -> str:
+    """Returns what is put before each text; without a word in the spec, the model's own default.
+
+    Raises:
+        ModelError: the model has no prompt of that name.
+    """
+    if section.prompt is not None:
+        return section.prompt
+    name = section.prompt_name or model.default_prompt_name
+    if name is None:
+        return ""
+    if name not in model.prompts:
+        known = ", ".join(sorted(model.prompts)) or "none"
+        raise ModelError(
+            f"Unknown prompt: model.prompt_name={name}; known: {known}. "
+            f"Use one of them, or write the text itself as model.prompt."
+        )
+    prompt: str = model.prompts[name] or ""
+    if not prompt:
+        notes.append(f"Prompt {name} of this model is empty: nothing is put before the rows.")
+    elif section.prompt_name is None:
+        notes.append(f"The model's default prompt {name} is put before each row: {prompt!r}.")
+    return prompt
+
+
+def set_limit(model: Any, max_tokens: int | None) -> int:
+    """Sets and returns the longest row in tokens, `NO_LIMIT` where the model has none.
+
+    Raises:
+        ModelError: `max_tokens` is more than the model has positions for.
+    """
+    positions = position_limit(model)
+    own = min(model.max_seq_length or NO_LIMIT, positions, NO_LIMIT)
+    if max_tokens is None:
+        limit = int(own)
+    elif max_tokens > positions:
+        raise ModelError(
+            f"Too many tokens: model.max_tokens={max_tokens}; the model has positions for {positions}. "
+            f"Set model.max_tokens to {positions} or less, or leave it out."
+        )
+    else:
+        limit = max_tokens
+    if limit < NO_LIMIT:
+        model.max_seq_length = limit
+    return limit
+
+
+def position_limit(model: Any) -> int:
+    """Returns how many tokens a model has positions for, `NO_LIMIT` where its config does not say."""
+    config = getattr(model.transformers_model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return NO_LIMIT
+    for module in model.transformers_model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            # Of the RoBERTa family: positions begin after the index of the padding token.
+            return positions - table.padding_idx - 1
+    return positions
+
+
+def take_normalize(model: Any, wanted: bool | None) -> bool:
+    """Takes the scaling to length one out of the model and returns whether the encoder must do it.
+
+    The encoder does it in float32, where half precision would give lengths of one only to 1 in 300.
+    """
+    names = [name for name, module in model.named_children() if isinstance(module, Normalize)]
+    last = [name for name, _ in model.named_children()][-1]
+    if wanted is False:
+        for name in names:
+            del model._modules[name]
+    elif last in names:
+        del model._modules[last]
+    return last in names if wanted is None else wanted
+
+
+def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> RowTokenizer:
+    """Returns the fast tokenizer where it gives what the library gives, else the library's own.
+
+    Raises:
+        ModelError: prompt and special tokens leave no room for a text, or there is no padding token.
+    """
+    library = LibraryTokenizer(model, prompt=prompt)
+    try:
+        probes = library.preprocess(list(_PROBES))
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(". ")[:300]
+        raise ModelError(
+            f"Tokenizer cannot make batches: {reason}. Set what it lacks in model.tokenizer_kwargs."
+        ) from error
+    fast = _fast_tokenizer(model, prompt, limit, probes)
+    if fast is not None:
+        room = fast.room - (fast.count("") - fast.n_special)
+        if room < 1:
+            raise ModelError(
+                f"No room for text: max_tokens={limit}; prompt and special tokens take {limit - room}. "
+                f"Raise model.max_tokens or shorten the prompt."
+            )
+        if _agrees(fast, library, prompt, limit):
+            return fast
+    notes.append("Rows are tokenised by sentence-transformers itself: right, but slower than need be.")
+    return library
+
+
+def _fast_tokenizer(model: Any, prompt: str, limit: int, probes: Features) -> FastTokenizer | None:
+    first = model[0]
+    tokenizer = getattr(first, "tokenizer", None)
+    if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
+        return None
+    first.unpad_inputs = False
+    arguments = inspect.signature(first.model.forward).parameters
+    keys = {"input_ids", "attention_mask", "token_type_ids"}
+    padding = Padding(
+        side=tokenizer.padding_side,
+        pad_id=tokenizer.pad_token_id,
+        type_ids="token_type_ids" in probes,
+        positions=tokenizer.padding_side == "left" and "position_ids" in arguments,
+        extra={key: value for key, value in probes.items() if key not in keys},
+    )
+    try:
+        return FastTokenizer(tokenizer, prompt=prompt, max_tokens=limit, padding=padding)
+    except ValueError as error:
+        log.debug("no fast tokenizer reason=%s", error)
+        return None
+
+
+def _agrees(fast: FastTokenizer, library: LibraryTokenizer, prompt: str, limit: int) -> bool:
+    """Returns whether both make the same features of texts that are short, odd, and too long."""
+    texts = list(_PROBES)
+    if limit <= _LONGEST_PROBE:
+        texts.append("so many words " * limit)
+    expected = library.preprocess(texts)
+    tokens = fast.tokenize(texts, check=lambda: None)
+    rows = torch.arange(len(texts)).numpy()
+    found = tokens.features(rows, int(tokens.lengths.max()))
+    found.pop("position_ids", None)
+    if found.keys() != expected.keys():
+        return False
+    return all(
+        torch.equal(value, expected[key])
+        if isinstance(value, torch.Tensor)
+        else value == expected[key]
+        for key, value in found.items()
+    )
+
+
+def _forward(model: Any, device: torch.device) -> Forward:
+    def forward(features: Features) -> torch.Tensor:
+        on_device = {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in features.items()
+        }
+        vectors: torch.Tensor = model(on_device)["sentence_embedding"]  # (n_rows, dim)
+        return vectors if model.truncate_dim is None else vectors[:, : model.truncate_dim]
+
+    return forward
+
+
+def _probe(
+    model: Any, forward: Forward, tokenizer: RowTokenizer, section: ModelSection
+) -> torch.Tensor:
+    """Returns the vector of one short text, (1, dim): the surest way to know that the model works."""
+    tokens = tokenizer.tokenize([_PROBES[0]], check=lambda: None)
+    rows = torch.arange(1).numpy()
+    try:
+        with torch.inference_mode():
+            return forward(tokens.features(rows, int(tokens.lengths[0])))
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
+
+
+def _model_facts(model: Any, section: ModelSection, device: torch.device) -> dict[str, Any]:
+    config = getattr(model.transformers_model, "config", None)
+    first = next(model.parameters(), None)
+    dtype = section.dtype if first is None else str(first.dtype).removeprefix("torch.")
+    return {
+        "device": str(device),
+        "dtype": dtype,
+        "attention_impl": getattr(config, "_attn_implementation", None),
+    }

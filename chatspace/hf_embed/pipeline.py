@@ -1,0 +1,269 @@
+"""One slice, three overlapped stages: the loader reads and tokenises, the encoder encodes, the writer commits.
+
+    loader (thread)  ──batches──▶  encoder (calling thread)  ──whole shards──▶  writer (thread)
+
+Memory is bounded by the shard that is read, the one that is encoded with `prefetch_batches` of its batches,
+and two that are written. A shard's vectors depend on that shard alone: nothing is carried over between
+shards, and batches never mix them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from chatspace.errors import InputError, ModelError
+from chatspace.hf_embed.bucketing import Batch
+from chatspace.hf_embed.encoder import Encoder, FloatArray
+from chatspace.hf_embed.flow import Channel, Closed, Flow
+from chatspace.hf_embed.metrics import Counters, StageClock
+from chatspace.hf_embed.tokens import Features, Tokens
+from chatspace.plan.work import Commit, StopRequest
+from chatspace.shards.records import ShardSpan
+from chatspace.shards.table import EmbeddedRows, Vectors
+
+WRITE_AHEAD_SHARDS = 1
+LEAVE_S = 5.0  # how long an ending slice waits for a stage that is in the middle of something
+
+
+class Rows(EmbeddedRows, Protocol):
+    """The rows of a shard as a reader prepares them, and how many it left out, by reason."""
+
+    @property
+    def skipped(self) -> dict[str, int]: ...
+
+
+class Reader(Protocol):
+    """Reads the rows of a shard."""
+
+    def read(self, span: ShardSpan) -> Rows: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run spec says of the pipeline.
+
+    Attributes:
+        prefetch_batches: batches that wait for the encoder.
+        refuse_too_long: a row above the model's limit is an error.
+        dtype: type of the stored vectors, `float32` or `float16`.
+    """
+
+    prefetch_batches: int
+    refuse_too_long: bool
+    dtype: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Shard:
+    """A shard on its way through the stages."""
+
+    span: ShardSpan
+    rows: Rows
+    tokens: Tokens
+    batches: Sequence[Batch]
+    vectors: FloatArray  # (n_rows, dim)
+    n_padded_left: int
+    n_batches_done: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.n_batches_done == len(self.batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """What the loader hands on: a batch, or without one the news that a shard begins."""
+
+    shard: _Shard
+    batch: Batch | None = None
+    features: Features = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """The stages of one slice.
+
+    Attributes:
+        to_table: makes the table of a shard from its rows and vectors.
+        commit: writes a shard.
+        flow: what the stages share; the caller may have begun it earlier.
+        n_committed: shards written so far.
+    """
+
+    encoder: Encoder
+    reader: Reader
+    to_table: Callable[[Rows, Vectors], pa.Table]
+    commit: Commit
+    stop: StopRequest
+    settings: Settings
+    counters: Counters
+    flow: Flow = field(default_factory=Flow)
+    n_committed: int = 0
+    clocks: dict[str, StageClock] = field(
+        default_factory=lambda: {name: StageClock() for name in ("loader", "encoder", "writer")}
+    )
+    _commit_s: float = 0.0
+
+    def run(self, spans: Sequence[ShardSpan]) -> None:
+        """Does the shards in order, until the last or until a stop is requested.
+
+        Raises:
+            BaseException: the first error of any stage, as it was raised there.
+        """
+        size = self.settings.prefetch_batches
+        self._loaded: Channel[_Loaded | None] = Channel(self.flow, "batches", size)
+        self._encoded: Channel[_Shard | None] = Channel(self.flow, "shards", WRITE_AHEAD_SHARDS)
+        threads = [
+            self._start("loader", lambda: self._load(spans)),
+            self._start("writer", self._write),
+        ]
+        try:
+            self._encode()
+            self._encoded.put(None, self.clocks["encoder"])
+            self.flow.join(threads[1], self.clocks["encoder"])
+        except BaseException as error:
+            self.flow.fail(error)
+        self.flow.close()
+        leave_by = time.perf_counter() + LEAVE_S
+        for thread in threads:  # daemons: one that is stuck does not keep the process
+            thread.join(max(0.0, leave_by - time.perf_counter()))
+        if self.flow.error is not None:
+            raise self.flow.error
+
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # the encoder's thread raises it
+                self.flow.fail(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    # Loader
+
+    def _load(self, spans: Sequence[ShardSpan]) -> None:
+        clock = self.clocks["loader"]
+        for span in spans:
+            if self.stop.requested:
+                break
+            with clock.busy():
+                shard = self._load_shard(span)
+            self._loaded.put(_Loaded(shard=shard), clock)
+            for batch in shard.batches:
+                with clock.busy():
+                    features = shard.tokens.features(batch.rows, batch.width)
+                self._loaded.put(_Loaded(shard=shard, batch=batch, features=features), clock)
+        self._loaded.put(None, clock)
+
+    def _load_shard(self, span: ShardSpan) -> _Shard:
+        rows = self.reader.read(span)
+        tokens = self.encoder.tokenizer.tokenize(rows.texts, check=self.flow.check)
+        if self.settings.refuse_too_long and tokens.truncated.any():
+            raise self._too_long(rows, int(np.flatnonzero(tokens.truncated)[0]))
+        batches = self.encoder.plan(tokens)
+        return _Shard(
+            span=span,
+            rows=rows,
+            tokens=tokens,
+            batches=batches,
+            vectors=np.empty((len(rows.texts), self.encoder.dim), np.float32),
+            n_padded_left=sum(batch.n_padded_tokens for batch in batches),
+        )
+
+    def _too_long(self, rows: Rows, row: int) -> InputError:
+        n_tokens = self.encoder.tokenizer.count(rows.texts[row])
+        return InputError(
+            f"Row too long: row_index={rows.row_index[row]}; {n_tokens} tokens, "
+            f"limit {self.encoder.max_tokens}. "
+            f"Set model.on_too_long: truncate, or raise model.max_tokens if the model allows it."
+        )
+
+    # Encoder
+
+    def _encode(self) -> None:
+        shard: _Shard | None = None
+        while True:
+            loaded = self._loaded.get(
+                self.clocks["encoder"], give_up=lambda in_hand=shard: self._must_stop(in_hand)
+            )
+            if loaded is None:
+                return
+            shard = loaded.shard
+            if loaded.batch is None:
+                self.counters.rows += sum(shard.rows.skipped.values())
+            else:
+                with self.clocks["encoder"].busy():
+                    self._encode_batch(shard, loaded.batch, loaded.features)
+            if shard.is_whole:
+                self._encoded.put(shard, self.clocks["encoder"])
+                shard = None
+
+    def _encode_batch(self, shard: _Shard, batch: Batch, features: Features) -> None:
+        shard.vectors[batch.rows] = self.encoder.encode(shard.tokens, batch, features)
+        shard.n_batches_done += 1
+        shard.n_padded_left -= batch.n_padded_tokens
+        self.counters.rows += len(batch.rows)
+        self.counters.n_tokens += int(shard.tokens.lengths[batch.rows].sum())
+        self.counters.n_padded_tokens += batch.n_padded_tokens
+
+    def _must_stop(self, shard: _Shard | None) -> bool:
+        """Returns whether a stop is requested and the shard in hand cannot be finished in time."""
+        if not self.stop.requested:
+            return False
+        busy_s, n_done = self.clocks["encoder"].times.busy_s, self.counters.n_padded_tokens
+        if shard is None or n_done == 0:
+            return True
+        needed_s = shard.n_padded_left * busy_s / n_done + self._commit_s
+        return needed_s > self.stop.remaining_s
+
+    # Writer
+
+    def _write(self) -> None:
+        clock = self.clocks["writer"]
+        while (shard := self._encoded.get(clock)) is not None:
+            with clock.busy():
+                start = time.perf_counter()
+                self._write_shard(shard)
+                self._commit_s = time.perf_counter() - start
+            self.flow.moved()
+
+    def _write_shard(self, shard: _Shard) -> None:
+        vectors: Vectors = shard.vectors
+        if self.settings.dtype == "float16":
+            with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+                vectors = vectors.astype(np.float16)
+        _check_finite(vectors, shard.rows.row_index, self.settings.dtype)
+        self.commit(
+            shard.span,
+            self.to_table(shard.rows, vectors),
+            skipped=dict(shard.rows.skipped),
+            truncated=int(shard.tokens.truncated.sum()),
+        )
+        self.n_committed += 1
+
+
+def _check_finite(vectors: Vectors, row_index: npt.NDArray[np.int64], dtype: str) -> None:
+    """Raises unless all numbers are finite.
+
+    Raises:
+        ModelError: a vector has an infinite value or one that is no number.
+    """
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ModelError(
+            f"Vector is not finite: row_index={row_index[bad[0]]}; {len(bad)} rows of this shard, as "
+            f"{dtype}. Try model.dtype: float32 and output.dtype: float32, and look at the row."
+        )
+
+
+__all__ = ["Closed", "Pipeline", "Reader", "Rows", "Settings"]

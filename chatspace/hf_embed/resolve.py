@@ -1,0 +1,100 @@
+"""What a plan says of an encoder, found without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from chatspace.errors import ModelError
+from chatspace.hf_embed.spec import EmbedSpec
+from chatspace.layout import path_component
+
+HASH_WHOLE_BYTES = 64 * 2**20
+HASH_EDGE_BYTES = 2**20
+
+
+def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
+    """Returns name, label, local folder, fingerprint and, where it can be read, the vector length.
+
+    A name is a local folder if it begins with `/`, `.`, `~` or `$`, has more than one `/`, or exists as a
+    folder; anything else is a name on the hub.
+
+    Raises:
+        ModelError: a local folder that is not there or holds no model.
+    """
+    name = spec.model.name
+    folder = local_folder(name)
+    if folder is None:
+        fingerprint = {"hub": name, "revision": spec.model.revision}
+        return {"name": name, "label": path_component(name), "path": None, "fingerprint": fingerprint}
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        state = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise ModelError(
+            f"Unknown model folder: model.name={name}; {folder} {state}. "
+            f"Name a folder with a saved model, or a model on the hub such as "
+            f"sentence-transformers/all-MiniLM-L6-v2."
+        )
+    return {
+        "name": name,
+        "label": path_component(folder.name),
+        "path": str(folder),
+        "fingerprint": {"files": fingerprint_files(folder)},
+        "embedding_dim": embedding_dim(folder),
+    }
+
+
+def local_folder(name: str) -> Path | None:
+    """Returns the folder that a model name means, None if it is a name on the hub."""
+    path = Path(os.path.expandvars(name)).expanduser()
+    if name[0] in "/.~$" or name.count("/") > 1 or path.is_dir():
+        return path.absolute()
+    return None
+
+
+def fingerprint_files(folder: Path) -> dict[str, str]:
+    """Returns a digest of each file that a model is loaded from, by relative name.
+
+    Weights above 64 MiB are told apart by size, first and last MiB, so that planning stays fast; a model
+    that was changed only in the middle of its weights would pass for the same.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name[0] != "." and _matters(p))
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def embedding_dim(folder: Path) -> int | None:
+    """Returns the length of the vectors as the model's files say it, None where they do not."""
+    dims = [
+        config.get("out_features")
+        for path in sorted(folder.glob("*_Dense/config.json"))
+        if (config := _read_json(path))
+    ]
+    hidden = _read_json(folder / "config.json").get("hidden_size")
+    dim = dims[-1] if dims else hidden
+    return dim if isinstance(dim, int) else None
+
+
+def _matters(path: Path) -> bool:
+    return path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin", ".py", ".jinja"}
+
+
+def _digest(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= HASH_WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(file.read(HASH_EDGE_BYTES))
+        file.seek(-HASH_EDGE_BYTES, os.SEEK_END)
+        digest.update(file.read())
+    return f"{size}:{digest.hexdigest()}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,264 @@
+"""Rows become tokens: once, with exactly the ids that the model's own `encode` would give it.
+
+`FastTokenizer` calls the Rust tokenizer directly, so that the real length of each row is known before it is
+cut, and keeps the tokens of a shard in one flat array. At load it is compared with the library's own
+`preprocess`; a model for which they differ (chat templates, static embeddings, own code) goes through
+`LibraryTokenizer`, which is slower and right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chatspace.hf_embed.bucketing import IntArray
+
+TEXTS_PER_CALL = 256
+CHARS_PER_CALL = 2**22  # the tokenizer needs about a hundred bytes for each
+MARGIN_TOKENS = 64  # a cut changes tokens only close to it; these lie between the cut and what is used
+CHARS_PER_TOKEN = 8  # first guess of how much text is enough; too little is noticed and read on
+
+Features = dict[str, Any]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Tokens(Protocol):
+    """The tokens of one shard.
+
+    Attributes:
+        lengths: tokens of each row as the model sees it, (n_rows,).
+        truncated: rows that were longer than the limit, (n_rows,).
+    """
+
+    lengths: IntArray
+    truncated: BoolArray
+
+    def features(self, rows: IntArray, width: int) -> Features:
+        """Returns what the model's forward takes for these rows, padded to `width` where it pads."""
+        ...
+
+
+class RowTokenizer(Protocol):
+    """Tokenises the rows of a shard."""
+
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> Tokens:
+        """Returns the tokens of `texts`; calls `check` now and then, which may raise to end it."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Returns how many tokens a text has before truncation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """How the model wants its batches.
+
+    Attributes:
+        side: `left` or `right`.
+        pad_id: id of the padding token.
+        type_ids: whether the model takes `token_type_ids`.
+        positions: whether positions are given, counted from each row's first real token. Without them a
+            left-padded row of a model with absolute positions depends on how far it was padded.
+        extra: further features, the same for each batch.
+    """
+
+    side: str
+    pad_id: int
+    type_ids: bool
+    positions: bool
+    extra: Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatTokens:
+    """Tokens of a shard, end to end in one array.
+
+    Attributes:
+        ids: (n_tokens,) int32.
+        starts: where each row begins, and the end of the last, (n_rows + 1,).
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: IntArray
+    lengths: IntArray
+    truncated: BoolArray
+    padding: Padding
+
+    def features(self, rows: IntArray, width: int) -> Features:
+        """Returns `input_ids`, `attention_mask` and what else the model takes, each (n_rows, width)."""
+        pad, lengths = self.padding, self.lengths[rows][:, None]  # (n_rows, 1)
+        column = np.arange(width)[None, :]
+        mask = column < lengths if pad.side == "right" else column >= width - lengths
+        ids = np.full((len(rows), width), pad.pad_id, dtype=np.int64)
+        if len(rows):
+            pieces = [self.ids[self.starts[row] : self.starts[row + 1]] for row in rows]
+            ids[mask] = np.concatenate(pieces)
+        features: Features = {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
+        if pad.type_ids:
+            features["token_type_ids"] = torch.zeros((len(rows), width), dtype=torch.int64)
+        if pad.positions:
+            positions = np.maximum(column - (width - lengths), 0)
+            features["position_ids"] = torch.from_numpy(positions)
+        return features | pad.extra
+
+
+class FastTokenizer:
+    """A tokenizer of the Rust library `tokenizers`, called without the layers above it.
+
+    Raises:
+        ValueError: special tokens are not simply put before and after a text.
+    """
+
+    def __init__(self, tokenizer: Any, *, prompt: str, max_tokens: int, padding: Padding) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._from_left = tokenizer.truncation_side == "left"
+        self._prompt, self._padding = prompt, padding
+        head, tail = self._special_tokens()
+        self._head, self._tail = np.array(head, np.int32), np.array(tail, np.int32)
+        self.n_special = len(head) + len(tail)
+        self.room = max_tokens - self.n_special
+
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> FlatTokens:
+        """Returns the tokens of `texts`, each cut to the limit and framed by its special tokens."""
+        self._reset()
+        rows: list[npt.NDArray[np.int32]] = []
+        truncated = np.zeros(len(texts), dtype=np.bool_)
+        for chunk in self._chunks(texts):
+            check()
+            for ids in self._encode(chunk):
+                truncated[len(rows)] = len(ids) > self.room
+                rows.append(self._frame(ids))
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        return FlatTokens(
+            ids=np.concatenate(rows) if rows else np.empty(0, np.int32),
+            starts=np.concatenate(([0], np.cumsum(lengths))),
+            lengths=lengths,
+            truncated=truncated,
+            padding=self._padding,
+        )
+
+    def count(self, text: str) -> int:
+        """Returns how many tokens a text has before truncation, prompt and special tokens counted."""
+        self._reset()
+        return self.n_special + len(self._encode_whole([self._prompt + text])[0])
+
+    def _reset(self) -> None:
+        # The backend is shared with the library, which switches both on for calls of its own.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = self._tokenizer.split_special_tokens
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """Returns the ids that are put before and after every text."""
+        self._reset()
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        for n_head in range(len(full) - len(bare) + 1):
+            if full[n_head : n_head + len(bare)] == bare:
+                return full[:n_head], full[n_head + len(bare) :]
+        raise ValueError("special tokens do not frame the text")
+
+    def _frame(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        if len(ids) > self.room:
+            ids = ids[-self.room :] if self._from_left else ids[: self.room]
+        return np.concatenate((self._head, np.array(ids, dtype=np.int32), self._tail))
+
+    def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Yields prompt and text of some rows at a time, few enough that their tokens fit into memory."""
+        chunk: list[str] = []
+        n_chars = 0
+        for text in texts:
+            chunk.append(self._prompt + text)
+            n_chars += min(len(text), 2 * self._enough_chars)
+            if len(chunk) >= TEXTS_PER_CALL or n_chars >= CHARS_PER_CALL:
+                yield chunk
+                chunk, n_chars = [], 0
+        if chunk:
+            yield chunk
+
+    @property
+    def _enough_chars(self) -> int:
+        return CHARS_PER_TOKEN * (self.room + MARGIN_TOKENS)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text; of a very long one only the first, more than there is room for."""
+        n_chars = self._enough_chars
+        if self._from_left:
+            return self._encode_whole(texts)
+        rows = self._encode_whole(
+            [_prefix(text, n_chars) if len(text) > 2 * n_chars else text for text in texts]
+        )
+        for index, text in enumerate(texts):
+            taken = n_chars
+            while len(text) > 2 * taken and len(rows[index]) < self.room + MARGIN_TOKENS:
+                taken *= 4
+                piece = _prefix(text, taken) if len(text) > 2 * taken else text
+                rows[index] = self._encode_whole([piece])[0]
+        return rows
+
+    def _encode_whole(self, texts: list[str]) -> list[list[int]]:
+        batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+
+class LibraryTokenizer:
+    """The tokenising of sentence-transformers itself, for models that need more than ids and a mask."""
+
+    def __init__(self, model: Any, *, prompt: str) -> None:
+        self._model, self._prompt = model, prompt
+
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> LibraryTokens:
+        """Returns the lengths of `texts`; the tokens themselves are made batch by batch."""
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        truncated = np.zeros(len(texts), dtype=np.bool_)
+        limit = self._model.max_seq_length or float("inf")
+        for index, text in enumerate(texts):
+            check()
+            lengths[index] = n_tokens(self.preprocess([text]))
+            truncated[index] = lengths[index] >= limit and self.count(text) > lengths[index]
+        return LibraryTokens(lengths=lengths, truncated=truncated, tokenizer=self, texts=texts)
+
+    def count(self, text: str) -> int:
+        """Returns how many tokens a text has before truncation."""
+        return n_tokens(self.preprocess([text], processing_kwargs={"text": {"truncation": False}}))
+
+    def preprocess(self, texts: list[str], **options: Any) -> Features:
+        """Returns what the model's forward takes for `texts`, padded to the longest of them."""
+        features: Features = self._model.preprocess(texts, prompt=self._prompt or None, **options)
+        return features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryTokens:
+    """Lengths of the rows of a shard; features come from the library."""
+
+    lengths: IntArray
+    truncated: BoolArray
+    tokenizer: LibraryTokenizer
+    texts: Sequence[str]
+
+    def features(self, rows: IntArray, width: int) -> Features:
+        """Returns the library's features; it pads as it likes, `width` is not used."""
+        return self.tokenizer.preprocess([self.texts[row] for row in rows])
+
+
+def n_tokens(features: Features) -> int:
+    """Returns the real tokens in features made by the library."""
+    mask = features.get("attention_mask")
+    return int(features["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _prefix(text: str, n_chars: int) -> str:
+    """Returns about the first `n_chars` characters, cut where a word begins if there is such a place."""
+    end = text.rfind(" ", 0, n_chars)
+    return text[: end if end > 0 else n_chars]

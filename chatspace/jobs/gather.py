@@ -1,0 +1,237 @@
+"""Gather of a run: coverage proof of each split, then one dataset manifest by rename."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chatspace import __version__
+from chatspace.atomic import atomic_write_text
+from chatspace.errors import IncompleteError
+from chatspace.jobs.render import missing_command, ranges_text
+from chatspace.layout import Layout
+from chatspace.plan.model import Plan, SplitPlan
+from chatspace.shards.gather import Coverage, count_shards, prove_coverage
+from chatspace.shards.records import ShardRecord, ShardSpan
+from chatspace.shards.store import ShardStore, utc_now
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
+STAGES = ("loader", "encoder", "writer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """A split that was proved complete and published."""
+
+    split: str
+    manifest: Path
+    content: dict[str, Any]
+
+
+def split_store(plan: Plan, split: SplitPlan, attempt: str = "local") -> ShardStore:
+    """Returns the store of a split's shards."""
+    return ShardStore(
+        folder=Path(plan.workspace) / split.output_dir,
+        place=split.output_dir,
+        owner=plan.owner(split),
+        compression=plan.spec["output"]["compression"],
+        attempt=attempt,
+    )
+
+
+def gather_run(plan: Plan, *, verify: bool = False) -> list[Gathered]:
+    """Proves and publishes every split; splits that are complete are published even if others are not.
+
+    Args:
+        plan: the run.
+        verify: read every shard again before publishing.
+
+    Raises:
+        IncompleteError: shards are missing or wrong; the message says which and how to run them.
+        OutputError: a shard belongs to another plan.
+    """
+    gathered, complaints = [], []
+    for split in plan.splits:
+        coverage = _coverage(plan, split, verify=verify)
+        if coverage.complete:
+            gathered.append(_publish(plan, split, coverage))
+        else:
+            complaints.append(_complaint(plan, split, coverage))
+    if complaints:
+        raise IncompleteError(" ".join(complaints))
+    return gathered
+
+
+def verify_run(plan: Plan) -> dict[str, int]:
+    """Reads every shard again and returns the number of good shards of each split.
+
+    Raises:
+        IncompleteError: shards are missing or damaged.
+    """
+    verified, complaints = {}, []
+    for split in plan.splits:
+        coverage = _coverage(plan, split, verify=True)
+        if coverage.complete:
+            verified[split.name] = len(coverage.records)
+        else:
+            complaints.append(_complaint(plan, split, coverage))
+    if complaints:
+        raise IncompleteError(" ".join(complaints))
+    return verified
+
+
+def gather_if_complete(plan: Plan, split: SplitPlan) -> Gathered | None:
+    """Publishes a split whose shard files are all there; the usual end of its last task.
+
+    Costs one folder listing while the split is incomplete. Shards that turn out damaged are left to
+    `gather`, which says so.
+    """
+    folder = Path(plan.workspace) / split.output_dir
+    if count_shards(folder, split.n_shards) < split.n_shards:
+        return None
+    coverage = _coverage(plan, split, verify=False)
+    if not coverage.complete:
+        log.warning("not gathered: %s", _complaint(plan, split, coverage))
+        return None
+    return _publish(plan, split, coverage)
+
+
+def read_manifest(plan: Plan, split: SplitPlan) -> dict[str, Any] | None:
+    """Returns the published manifest of a split, None if there is none of this plan."""
+    try:
+        content = json.loads((Path(plan.workspace) / split.manifest).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    is_ours = isinstance(content, dict) and content.get("plan_sha256") == plan.plan_sha256
+    return content if is_ours else None
+
+
+def missing_slices(split: SplitPlan, missing: Sequence[ShardSpan]) -> list[int]:
+    """Returns the slices that hold missing shards, ascending."""
+    indexes = {span.index for span in missing}
+    return [s.index for s in split.slices if indexes & set(range(s.shard_start, s.shard_stop))]
+
+
+def _coverage(plan: Plan, split: SplitPlan, *, verify: bool) -> Coverage:
+    tasks = Layout(Path(plan.workspace)).run(plan.run_id).tasks
+    return prove_coverage(split_store(plan, split), split.spans(), tasks, verify=verify)
+
+
+def _complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
+    """Returns one line: what is missing or wrong, and what to run."""
+    place = f"{plan.run_id} split {split.name}"
+    if coverage.problems:
+        more = f" (and {len(coverage.problems) - 1} more)" if len(coverage.problems) > 1 else ""
+        return f"Not complete: {place}: {coverage.problems[0]}{more}"
+    shards = ranges_text(span.index for span in coverage.missing)
+    slices = missing_slices(split, coverage.missing)
+    rows = sum(span.n_rows for span in coverage.missing)
+    return (
+        f"Not complete: {place}: {len(coverage.missing)} of {split.n_shards} shards missing "
+        f"({rows:,} rows; shards {_shortened(shards)}). Run just those: "
+        f"{missing_command(plan, split, slices)} (or here: chatspace run {plan.run_id})"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _publish(plan: Plan, split: SplitPlan, coverage: Coverage) -> Gathered:
+    store = split_store(plan, split)
+    store.remove_stale_temps(split.spans(), finished=True)
+    path = Path(plan.workspace) / split.manifest
+    content = dataset_manifest(plan, split, coverage)
+    earlier = read_manifest(plan, split)
+    if earlier is not None and earlier["shards"] == content["shards"]:
+        return Gathered(split=split.name, manifest=path, content=earlier)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    log.info("gathered split=%s shards=%d manifest=%s", split.name, len(coverage.records), path)
+    return Gathered(split=split.name, manifest=path, content=content)
+
+
+def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[str, Any]:
+    """Returns what gather publishes of one split."""
+    records = coverage.records
+    skipped: Counter[str] = Counter()
+    for record in records:
+        skipped.update(record.rows_skipped)
+    return {
+        "schema_version": 1,
+        "run_id": plan.run_id,
+        "plan_sha256": plan.plan_sha256,
+        "dataset": split.dataset,
+        "subset": plan.spec["dataset"]["subset"],
+        "split": split.name,
+        "revision": split.revision,
+        "source": plan.spec["dataset"]["source"],
+        "model": plan.model["name"],
+        "rows_total": split.rows,
+        "rows_embedded": sum(record.rows for record in records),
+        "rows_skipped": dict(sorted(skipped.items())),
+        "rows_truncated": sum(record.rows_truncated for record in records),
+        "embedding_dim": max(record.embedding_dim for record in records),
+        "dtype": plan.spec["output"]["dtype"],
+        "rows_per_shard": split.rows_per_shard,
+        **_norms(records),
+        "n_shards": len(records),
+        "bytes": sum(record.bytes for record in records),
+        "shards": [asdict(record) for record in records],
+        **_measured(coverage.attempts),
+        "run_config": plan.spec,
+        "git_sha": plan.provenance.get("git_sha"),
+        "git_dirty": plan.provenance.get("git_dirty"),
+        "tool_version": __version__,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "container": {
+            "image": plan.cluster.get("image"),
+            "sha256": plan.cluster.get("image_sha256"),
+        },
+        "planned_at": plan.created_at,
+        "gathered_at": utc_now(),
+    }
+
+
+def _norms(records: Sequence[ShardRecord]) -> dict[str, float | None]:
+    return {
+        "min_norm": min((r.min_norm for r in records if r.min_norm is not None), default=None),
+        "max_norm": max((r.max_norm for r in records if r.max_norm is not None), default=None),
+    }
+
+
+def _measured(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums what the executions measured, and lists them.
+
+    An execution that was killed wrote no timings; its tokens and seconds are not in the sums.
+    """
+    timed = [attempt for attempt in attempts if "stages" in attempt]
+    stages = {
+        stage: {
+            key: round(sum(attempt["stages"].get(stage, {}).get(key, 0.0) for attempt in timed), 3)
+            for key in ("busy_s", "idle_s")
+        }
+        for stage in STAGES
+    }
+    return {
+        "stages": stages,
+        "n_tokens": sum(attempt["n_tokens"] for attempt in timed),
+        "n_padded_tokens": sum(attempt["n_padded_tokens"] for attempt in timed),
+        "gpus": sorted({a["runtime"]["gpu"] for a in timed if a["runtime"].get("gpu")}),
+        "tasks": list(attempts),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

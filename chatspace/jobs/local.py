@@ -1,0 +1,248 @@
+"""The local executor: the array tasks of a run as processes of this machine, a few at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
+from chatspace.jobs.events import read_events
+from chatspace.jobs.progress import LiveProgress
+from chatspace.layout import Layout, path_component
+from chatspace.plan.model import Plan, Slice, SplitPlan
+from chatspace.shards.store import SHARD_NAME
+
+POLL_S = 0.2
+# A worker gets this long after Ctrl-C to finish or drop its shard before it is killed.
+STOP_TIMEOUT_S = 30.0
+
+
+class SliceFailed(ChatspaceError):
+    """A worker ended with an error that is neither the user's nor an interruption."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    position: int
+    split: SplitPlan
+    slice: Slice
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    log_path: Path
+
+
+@dataclass(slots=True)
+class _Outcome:
+    failed: list[tuple[str, int, Path]] = field(default_factory=list)
+
+
+def run_local(plan: Plan, *, workers: int | None = None, progress: LiveProgress | None = None) -> None:
+    """Runs every slice of a plan on this machine and returns when all are done.
+
+    Each slice is a process of its own, exactly what an array task would run, with its output in
+    `runs/{run_id}/logs/`. The container of the spec is not used here.
+
+    Args:
+        plan: the run, already written to disk.
+        workers: slices at the same time [one for each GPU, one on a CPU].
+        progress: shows the slices in the order of `slices_of(plan)`.
+
+    Raises:
+        UserError: a slice found the user's input wrong; no further slice was started.
+        InterruptedRun: Ctrl-C or SIGTERM; running it again resumes.
+        SliceFailed: slices failed; the others were run.
+    """
+    gpus = _gpu_ids()
+    n_workers = workers or max(1, len(gpus))
+    queue = list(enumerate(slices_of(plan)))
+    threads = max(1, (len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count() or 1))
+    pool = _Pool(plan, progress, gpus, threads_each=max(1, threads // n_workers))
+    restore = signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        while queue or pool.running:
+            while queue and len(pool.running) < n_workers and not pool.stop_starting:
+                position, (split, slice_) = queue.pop(0)
+                pool.start(position, split, slice_)
+            if pool.stop_starting:
+                queue.clear()
+            time.sleep(POLL_S)
+            pool.poll()
+    except KeyboardInterrupt:
+        pool.interrupt()
+        raise InterruptedRun(
+            f"Interrupted: {plan.run_id}. Run it again to resume; finished shards are kept."
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, restore)
+        pool.close()
+    pool.raise_failures()
+
+
+def slices_of(plan: Plan) -> list[tuple[SplitPlan, Slice]]:
+    """Returns all slices of all splits, in order."""
+    return [(split, slice_) for split in plan.splits for slice_ in split.slices]
+
+
+def slice_labels(plan: Plan) -> list[tuple[str, int]]:
+    """Returns name and input rows of each slice, for a progress display."""
+    return [
+        (f"{split.name} {slice_.index}", sum(span.n_rows for span in split.spans(slice_)))
+        for split, slice_ in slices_of(plan)
+    ]
+
+
+def rows_done(plan: Plan) -> dict[int, int]:
+    """Returns the rows of each slice whose shard files are there, by position in `slices_of`."""
+    present = {split.name: _shard_indexes(Path(plan.workspace) / split.output_dir) for split in plan.splits}
+    done = {}
+    for position, (split, slice_) in enumerate(slices_of(plan)):
+        spans = split.spans(slice_)
+        done[position] = sum(s.n_rows for s in spans if s.index in present[split.name])
+    return done
+
+
+def task_command(plan: Plan, split: SplitPlan, slice_: Slice, *, python: Sequence[str] = ()) -> list[str]:
+    """Returns the command of one array task, as a batch script would call it."""
+    plan_path = Layout(Path(plan.workspace)).run(plan.run_id).plan
+    words = ["task", "--plan", str(plan_path), "--split", split.name, "--slice", str(slice_.index)]
+    return [*(python or (sys.executable,)), "-m", "chatspace", *words, "--of", str(len(split.slices))]
+
+
+class _Pool:
+    """The worker processes that run at the moment."""
+
+    def __init__(
+        self, plan: Plan, progress: LiveProgress | None, gpus: Sequence[str], *, threads_each: int
+    ) -> None:
+        self.plan, self.progress, self.gpus = plan, progress, gpus
+        self.threads_each = threads_each
+        self.running: list[_Worker] = []
+        self.stop_starting = False
+        self._outcome = _Outcome()
+        self._offsets: dict[int, int] = {}
+        self._layout = Layout(Path(plan.workspace)).run(plan.run_id)
+
+    def start(self, position: int, split: SplitPlan, slice_: Slice) -> None:
+        """Starts one slice; its events are shown from here on."""
+        event_log = self._layout.event_log(split.name, slice_.index)
+        self._offsets[position] = event_log.stat().st_size if event_log.exists() else 0
+        log_path = self._layout.folder / "logs" / f"{path_component(split.name)}-{slice_.index:05d}.log"
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = log_path.open("wb")
+        env = {**os.environ, "CHATSPACE_THREADS": str(self.threads_each)}
+        env.update(self.plan.cluster["env"])
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpus[self._free_gpu()]
+        process = subprocess.Popen(
+            task_command(self.plan, split, slice_),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
+        )
+        self.running.append(
+            _Worker(
+                position=position, split=split, slice=slice_, process=process, log=log, log_path=log_path
+            )
+        )
+
+    def poll(self) -> None:
+        """Shows new events and takes finished workers out."""
+        for worker in list(self.running):
+            code = worker.process.poll()
+            self._show_events(worker)
+            if code is not None:
+                self._finish(worker, code)
+        if self.progress is not None:
+            self.progress.tick()
+
+    def interrupt(self) -> None:
+        """Passes SIGINT on and waits until the workers have finished or dropped their shards."""
+        for worker in self.running:
+            worker.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self.running and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            self.poll()
+
+    def close(self) -> None:
+        """Leaves no process behind."""
+        for worker in self.running:
+            worker.process.kill()
+            worker.process.wait(timeout=10)
+            worker.log.close()
+
+    def raise_failures(self) -> None:
+        """Raises the error of the first failed slice, if any."""
+        if not self._outcome.failed:
+            return
+        label, code, log_path = self._outcome.failed[0]
+        last = _last_line(log_path).removeprefix("chatspace: ")
+        more = len(self._outcome.failed) - 1
+        also = f" ({more} more slices failed)" if more else ""
+        if code == ExitCode.USER_INPUT:
+            raise UserError(f"{last}{also}")
+        raise SliceFailed(f"Slice failed: {label} exit code {code}: {last} Log: {log_path}{also}")
+
+    def _free_gpu(self) -> int:
+        taken = {worker.position % len(self.gpus) for worker in self.running}
+        return next((i for i in range(len(self.gpus)) if i not in taken), 0)
+
+    def _show_events(self, worker: _Worker) -> None:
+        path = self._layout.event_log(worker.split.name, worker.slice.index)
+        events, self._offsets[worker.position] = read_events(path, self._offsets[worker.position])
+        if self.progress is not None:
+            for event in events:
+                self.progress.update(worker.position, event)
+
+    def _finish(self, worker: _Worker, code: int) -> None:
+        self.running.remove(worker)
+        worker.log.close()
+        if code == ExitCode.DONE:
+            return
+        label = f"{worker.split.name} {worker.slice.index}"
+        self._outcome.failed.append((label, code, worker.log_path))
+        # Wrong input would fail every other slice in the same way.
+        self.stop_starting = self.stop_starting or code == ExitCode.USER_INPUT
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote nothing."
+
+
+def _shard_indexes(folder: Path) -> set[int]:
+    if not folder.is_dir():
+        return set()
+    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))
+    return {int(match[1]) for match in matches if match}
+
+
+def _gpu_ids() -> list[str]:
+    """Returns the ids of the NVIDIA GPUs that may be used, empty where there are none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(
+        ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
+    )
+    return [str(i) for i, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def _has_affinity() -> bool:
+    return hasattr(os, "sched_getaffinity")
+
+
+def _raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

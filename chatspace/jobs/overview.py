@@ -1,0 +1,121 @@
+"""The texts around a run: what setup planned, and what a finished run did."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from chatspace.jobs.gather import Gathered
+from chatspace.jobs.setup import SetUp, estimated_bytes
+from chatspace.jobs.summary import Summary, format_bytes
+from chatspace.layout import Layout
+from chatspace.plan.model import Plan
+from chatspace.plan.work import StageTimes
+
+
+def setup_lines(done: SetUp) -> list[str]:
+    """Returns what was planned and the exact next command, as lines of text."""
+    plan = done.plan
+    cluster = plan.cluster
+    size = estimated_bytes(plan)
+    n_tasks = sum(job.count for job in done.jobs)
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    gpus = f"{n_tasks * cluster['gpus_per_task']} GPUs" if cluster["gpus_per_task"] else "no GPU"
+    width = cluster["array_parallelism"]
+    lines = [f"run {plan.run_id}", f"  plan     {run.plan}"]
+    for split in plan.splits:
+        weights = [s.text_bytes for s in split.slices]
+        spread = f", {format_bytes(min(weights))} to {format_bytes(max(weights))} of text each"
+        lines.append(
+            f"  {split.name:<8} {split.rows:,} rows, {format_bytes(split.text_bytes)} of text, "
+            f"{split.n_shards:,} shards, {len(split.slices):,} slices"
+            f"{spread if len(weights) > 1 else ''}"
+        )
+        lines.append(f"           to {Path(plan.workspace) / split.output_dir}")
+    lines += [
+        f"  tasks    {n_tasks:,} array tasks, {gpus}"
+        f"{f', at most {width} at a time' if width else ''}, {cluster['time']} each",
+        f"  output   about {format_bytes(size)}" if size else "  output   vector length not known yet",
+        f"  profile  {cluster['profile']}",
+    ]
+    lines += [f"  note     {note}" for note in done.notes]
+    return [*lines, "", "Next:", *(f"  {command}" for command in next_commands(done))]
+
+
+def next_commands(done: SetUp) -> list[str]:
+    """Returns the shell commands that submit the run."""
+    here = Path.cwd()
+    names = [
+        shlex.quote(str(s.relative_to(here) if s.is_relative_to(here) else s)) for s in done.scripts
+    ]
+    if len(names) <= 4:
+        return [" && ".join(f"sbatch {name}" for name in names)]
+    return [f"chatspace submit {done.plan.run_id}   # {len(names)} arrays, in order"]
+
+
+def summary_of(
+    plan: Plan,
+    gathered: Sequence[Gathered],
+    *,
+    elapsed_s: float,
+    pictures: Sequence[Path] = (),
+    next_steps: Sequence[str] = (),
+) -> Summary:
+    """Returns the summary of a finished run, from its dataset manifests.
+
+    Args:
+        elapsed_s: wall time of the command that shows it.
+    """
+    contents = [item.content for item in gathered]
+    skipped: Counter[str] = Counter()
+    for content in contents:
+        skipped.update(content["rows_skipped"])
+    working_s = sum(
+        attempt["elapsed_s"] - attempt["setup_s"]
+        for content in contents
+        for attempt in content["tasks"]
+        if "stages" in attempt
+    )
+    n_tokens = sum(content["n_tokens"] for content in contents)
+    return Summary(
+        run_id=plan.run_id,
+        model=plan.model["name"],
+        embedding_dim=max(content["embedding_dim"] for content in contents),
+        rows_in=sum(content["rows_total"] for content in contents),
+        rows_embedded=sum(content["rows_embedded"] for content in contents),
+        rows_skipped=dict(skipped),
+        rows_truncated=sum(content["rows_truncated"] for content in contents),
+        elapsed_s=elapsed_s,
+        tokens_per_s=n_tokens / working_s if working_s else 0.0,
+        n_tokens=n_tokens,
+        n_padded_tokens=sum(content["n_padded_tokens"] for content in contents),
+        stages=_stages([content["stages"] for content in contents]),
+        shards=sum(content["n_shards"] for content in contents),
+        bytes_written=sum(content["bytes"] for content in contents),
+        manifests=[str(item.manifest) for item in gathered],
+        pictures=[str(path) for path in pictures],
+        next_steps=list(next_steps),
+    )
+
+
+def reading_steps(plan: Plan) -> list[str]:
+    """Returns how to go on with the vectors of a finished run."""
+    folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
+    split = f'"{plan.splits[0].name}"' if len(plan.splits) > 1 else ""
+    return [
+        f'python -c \'import chatspace; print(chatspace.open_run("{folder}").vectors({split}).shape)\'',
+        f"chatspace verify {shlex.quote(str(folder))}",
+    ]
+
+
+def _stages(parts: Sequence[dict[str, dict[str, float]]]) -> dict[str, StageTimes]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: StageTimes(
+            busy_s=sum(part[name]["busy_s"] for part in parts),
+            idle_s=sum(part[name]["idle_s"] for part in parts),
+        )
+        for name in names
+    }

@@ -1,0 +1,295 @@
+"""From a Plan to the text of its batch scripts: a pure function, no decision is left to the templates."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from chatspace import __version__
+from chatspace.errors import SpecError
+from chatspace.kinds import KINDS
+from chatspace.layout import Layout, path_component
+from chatspace.plan.model import Plan, SplitPlan
+from chatspace.resources import resource_dir
+
+# SLURM's own default: https://slurm.schedmd.com/slurm.conf.html#OPT_MaxArraySize
+DEFAULT_MAX_ARRAY_SIZE = 1001
+RENDERED_DIRECTIVES = frozenset(
+    {"array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "wrap"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayJob:
+    """One sbatch submission: a window of the slices of one split.
+
+    Attributes:
+        offset: slice of array index 0; windows exist because clusters limit the array index.
+        count: array tasks.
+        script: file name of the rendered script.
+    """
+
+    split: str
+    offset: int
+    count: int
+    script: str
+
+
+def array_jobs(plan: Plan) -> list[ArrayJob]:
+    """Returns the arrays of a run, in the order in which they are submitted.
+
+    One array is `embed.slurm`; several are named after their split and, where a split has more slices
+    than the cluster allows in one array, after their window.
+    """
+    stem = KINDS[plan.kind].script
+    limit = plan.cluster.get("max_array_size") or DEFAULT_MAX_ARRAY_SIZE
+    jobs = []
+    for split in plan.splits:
+        offsets = range(0, len(split.slices), limit)
+        for window, offset in enumerate(offsets, start=1):
+            parts = [stem]
+            if len(plan.splits) > 1:
+                parts.append(path_component(split.name))
+            if len(offsets) > 1:
+                parts.append(f"window{window}")
+            count = min(limit, len(split.slices) - offset)
+            script = "-".join(parts) + ".slurm"
+            jobs.append(ArrayJob(split=split.name, offset=offset, count=count, script=script))
+    return jobs
+
+
+def render_array(plan: Plan, job: ArrayJob) -> str:
+    """Returns the batch script of one array.
+
+    Raises:
+        SpecError: a value that no batch script can hold, such as a line break in a path.
+    """
+    cluster, split = plan.cluster, plan.split(job.split)
+    width = f"%{cluster['array_parallelism']}" if cluster["array_parallelism"] else ""
+    directives = {
+        "job-name": plan.run_id,
+        "array": f"0-{job.count - 1}{width}",
+        **_resources(cluster),
+        **_gpus(cluster),
+        "output": _log_path(cluster, plan, "%A_%a"),
+        "open-mode": "append",
+        "requeue": True,
+        **({"signal": f"B:USR1@{cluster['grace_s']}"} if cluster["grace_s"] else {}),
+        **_mail(cluster),
+        **_extra(cluster),
+    }
+    return _render(
+        KINDS[plan.kind].template,
+        **_common(plan, directives),
+        split=_comment(split.name),
+        split_q=quote("split", split.name),
+        rows=f"{split.rows:,}",
+        offset=job.offset,
+        n_tasks=job.count,
+        n_slices=len(split.slices),
+        max_requeues=cluster["max_requeues"],
+    )
+
+
+def render_gather(plan: Plan) -> str:
+    """Returns the batch script of the gather step.
+
+    Raises:
+        SpecError: a value that no batch script can hold.
+    """
+    cluster = plan.cluster
+    directives = {
+        "job-name": f"{plan.run_id}-gather",
+        **_resources({**cluster, "time": "01:00:00", "mem_gb": 4, "cpus_per_task": 2}),
+        "output": _log_path(cluster, plan, "%j"),
+        "open-mode": "append",
+        **_mail(cluster),
+        **_extra(cluster),
+    }
+    return _render("gather.slurm.j2", **_common(plan, directives))
+
+
+def directive_lines(directives: Mapping[str, Any]) -> list[str]:
+    """Returns `#SBATCH` lines; True gives a flag, False and None give nothing, 0 stays."""
+    lines = []
+    for key, value in directives.items():
+        if value is None or value is False:
+            continue
+        text = "" if value is True else f"={quote(f'slurm.{key}', str(value))}"
+        lines.append(f"#SBATCH --{key}{text}")
+    return lines
+
+
+def quote(field: str, value: str) -> str:
+    """Returns `value` quoted for the shell and for sbatch's own parsing.
+
+    Raises:
+        SpecError: the value has a line break or another control character.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise SpecError(
+            f"Value cannot stand in a batch script: {field}={value!r}; control characters and line "
+            f"breaks are not allowed. Choose another value."
+        )
+    return shlex.quote(value)
+
+
+def missing_command(plan: Plan, split: SplitPlan, slices: Iterable[int]) -> str:
+    """Returns the shell command that submits just these slices of a split."""
+    wanted, folder = sorted(slices), Layout(Path(plan.workspace)).run(plan.run_id).folder
+    commands = []
+    for job in array_jobs(plan):
+        inside = [s - job.offset for s in wanted if 0 <= s - job.offset < job.count]
+        if job.split == split.name and inside:
+            script = shlex.quote(str(folder / job.script))
+            commands.append(f"sbatch --array={ranges_text(inside)} {script}")
+    return " && ".join(commands)
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Returns ascending numbers as sbatch writes them: `0-3,7,9-10`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def task_environment(cluster: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the environment variables that a task gets from its profile and spec."""
+    return {
+        **({"HF_HOME": cluster["hf_home"]} if cluster["hf_home"] else {}),
+        **({"HF_HUB_OFFLINE": "1"} if cluster["offline"] else {}),
+        **({"TMPDIR": cluster["scratch"]} if cluster["scratch"] else {}),
+        **cluster["env"],
+    }
+
+
+def container_command(plan: Plan, runtime: str) -> list[str]:
+    """Returns the words that start a command inside the run's container; empty without one."""
+    cluster = plan.cluster
+    if not cluster["image"]:
+        return []
+    binds = [word for bind in container_binds(plan) for word in ("--bind", bind)]
+    nv = ["--nv"] if cluster["nv"] else []
+    return [runtime, "exec", *nv, *binds, cluster["image"]]
+
+
+def container_binds(plan: Plan) -> list[str]:
+    """Returns the bind mounts: the workspace, the inputs, the model, and what the spec and profile say."""
+    wanted = [plan.workspace, *_input_folders(plan)]
+    wanted += [path for path in (plan.model.get("path"), plan.cluster["hf_home"]) if path]
+    for path in wanted:
+        if ":" in path or "," in path:
+            raise SpecError(
+                f"Path cannot be bound into a container: {path}; `:` and `,` separate bind mounts. "
+                f"Rename the folder."
+            )
+    folders = [Path(path) for path in dict.fromkeys(wanted)]
+    outer = [p for p in folders if not any(q != p and q in p.parents for q in folders)]
+    return [*map(str, outer), *(plan.cluster["binds"] or ())]
+
+
+def _input_folders(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(str(Path(f.path).parent) for s in plan.splits for f in s.files))
+
+
+def _resources(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "partition": cluster["partition"],
+        "account": cluster["account"],
+        "qos": cluster["qos"],
+        "constraint": cluster["constraint"],
+        "time": cluster["time"],
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": cluster["cpus_per_task"],
+        "mem": f"{cluster['mem_gb']}G" if cluster["mem_gb"] else None,
+    }
+
+
+def _gpus(cluster: Mapping[str, Any]) -> dict[str, str]:
+    count, style = cluster["gpus_per_task"], cluster["gpu_directive"]
+    if not count or style == "none":
+        return {}
+    amount = f"{cluster['gpu_type']}:{count}" if cluster["gpu_type"] else str(count)
+    return {"gres": f"gpu:{amount}"} if style == "gres" else {"gpus-per-task": amount}
+
+
+def _mail(cluster: Mapping[str, Any]) -> dict[str, str]:
+    return {"mail-user": cluster["mail"], "mail-type": "END,FAIL"} if cluster["mail"] else {}
+
+
+def _extra(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    for key in cluster["extra"]:
+        if key in RENDERED_DIRECTIVES:
+            raise SpecError(
+                f"Directive is set by chatspace itself: slurm.extra.{key}; it cannot be replaced. "
+                f"Remove it."
+            )
+    return dict(cluster["extra"])
+
+
+def _log_path(cluster: Mapping[str, Any], plan: Plan, number: str) -> str:
+    # sbatch replaces %-patterns in the folder too, unless they are doubled.
+    folder = cluster["log_dir"].replace("%", "%%")
+    return f"{folder}/{plan.run_id}-{number}.out"
+
+
+def _common(plan: Plan, directives: Mapping[str, Any]) -> dict[str, Any]:
+    cluster = plan.cluster
+    image, venv = cluster["image"], cluster["venv"]
+    return {
+        "version": __version__,
+        "run_id": plan.run_id,
+        "spec": _comment(plan.provenance.get("spec_path") or "a spec given in Python"),
+        "directives": "\n".join(directive_lines(directives)),
+        "plan": quote("plan", str(Layout(Path(plan.workspace)).run(plan.run_id).plan)),
+        "modules": [quote("modules", module) for module in cluster["modules"]],
+        "setup": list(cluster["setup"]),
+        "exports": [(k, shlex.quote(v)) for k, v in task_environment(cluster).items()],
+        "image": quote("container.image", image) if image else None,
+        "runtime": cluster["runtime"],
+        "nv": cluster["nv"],
+        "binds": [quote("container.binds", bind) for bind in container_binds(plan)],
+        "venv": quote("container.venv", venv) if venv else None,
+        "command": _command(plan),
+    }
+
+
+def _command(plan: Plan) -> str:
+    """Returns the start of the task's command line, up to `-m chatspace`."""
+    cluster = plan.cluster
+    if cluster["image"] and cluster["venv"]:
+        inside = shlex.quote('source "$0/bin/activate" && exec "$@"')
+        return f'"${{container[@]}}" bash -c {inside} "$venv" python -m chatspace'
+    if cluster["image"]:
+        return '"${container[@]}" python3 -m chatspace'
+    if cluster["venv"] or cluster["setup"]:
+        return "python -m chatspace"
+    return f"{quote('python', plan.provenance['executable'])} -m chatspace"
+
+
+def _comment(text: str) -> str:
+    """Returns text that cannot leave its comment line."""
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+
+
+def _render(template: str, **context: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(resource_dir("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  shell, not HTML
+    )
+    return environment.get_template(template).render(**context)

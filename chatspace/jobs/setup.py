@@ -1,0 +1,213 @@
+"""Setup: a run spec becomes a planned run on disk, with its scripts; nothing is submitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chatspace.atomic import atomic_write_text
+from chatspace.jobs.render import ArrayJob, array_jobs, render_array, render_gather
+from chatspace.layout import Layout
+from chatspace.plan.build import build_plan
+from chatspace.plan.model import Plan
+from chatspace.plan.store import save_plan
+from chatspace.spec.base import RunSpec
+from chatspace.spec.cluster import ResolvedCluster, resolve_cluster
+
+GATHER_SCRIPT = "gather.slurm"
+MANY_SHARDS = 20_000
+GOOD_SHARDS = 5_000
+BYTES_PER_ROW_BESIDE_VECTOR = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetUp:
+    """A planned run whose files are written.
+
+    Attributes:
+        scripts: array scripts in the order of submission, in the folder the user chose.
+        gather: the gather script beside them.
+        notes: things the user should know, one line each.
+    """
+
+    plan: Plan
+    jobs: tuple[ArrayJob, ...]
+    scripts: tuple[Path, ...]
+    gather: Path
+    notes: tuple[str, ...]
+
+
+def set_up(
+    spec: RunSpec,
+    *,
+    spec_path: Path | None = None,
+    spec_text: str | None = None,
+    out: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> SetUp:
+    """Plans a run and writes `plan.json`, `spec.yaml` and the scripts.
+
+    Args:
+        spec: what the user wrote.
+        spec_path: file it was read from.
+        spec_text: text of that file, kept beside the plan.
+        out: folder that gets a copy of the scripts; None for the run's folder alone.
+        note: told of steps that may take long.
+
+    Raises:
+        UserError: the spec, the data, the model or the workspace is not usable; nothing was written.
+    """
+    plan = plan_run(spec, spec_path=spec_path, note=note)
+    texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    save_plan(plan, run.plan)
+    atomic_write_text(run.spec, spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n")
+    return _write_scripts(plan, texts, out, plan_notes(plan, spec))
+
+
+def set_up_again(plan: Plan, out: Path | None = None) -> SetUp:
+    """Writes the scripts of a run that was planned before, and nothing else.
+
+    Raises:
+        OutputError: the run's folder cannot be written.
+    """
+    return _write_scripts(plan, _render_all(plan), out, [])
+
+
+def plan_run(
+    spec: RunSpec, *, spec_path: Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> Plan:
+    """Returns the plan of a spec on this machine, with every path absolute; writes nothing of the run.
+
+    Raises:
+        UserError: the spec, the data, the model or the workspace is not usable.
+    """
+    cluster = _absolute(resolve_cluster(spec))
+    if cluster.max_array_size is None:
+        cluster = replace(cluster, max_array_size=ask_max_array_size())
+    plan = build_plan(spec, cluster, spec_path=spec_path, note=note)
+    digest = _image_sha256(plan, note)
+    return replace(plan, cluster={**plan.cluster, "image_sha256": digest})
+
+
+def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
+    """Returns warnings about a plan that works but could be better."""
+    notes = []
+    shards = sum(split.n_shards for split in plan.splits)
+    if shards > MANY_SHARDS:
+        rows = sum(split.rows for split in plan.splits)
+        better = 1 << (-(-rows // GOOD_SHARDS) - 1).bit_length()
+        notes.append(
+            f"{shards:,} shard files are many for a file system: "
+            f"output.rows_per_shard={better} would give {-(-rows // better):,}."
+        )
+    wanted = spec.slices.count or 0
+    for split in plan.splits:
+        if wanted > len(split.slices):
+            notes.append(
+                f"slices.count={wanted} but split {split.name} has {split.n_shards} shards: it gets "
+                f"{len(split.slices)} tasks. A smaller output.rows_per_shard gives more."
+            )
+    return notes
+
+
+def estimated_bytes(plan: Plan) -> int | None:
+    """Returns about how many bytes the shards will take, None where the vector length is not known.
+
+    Vectors hardly compress; text is counted at a third of its size.
+    """
+    dim = plan.model.get("embedding_dim")
+    if dim is None:
+        return None
+    output = plan.spec["output"]
+    width = 4 if output["dtype"] == "float32" else 2
+    rows = sum(split.rows for split in plan.splits)
+    text = sum(split.text_bytes for split in plan.splits) // 3 if output["keep_text"] else 0
+    return rows * (int(dim) * width + BYTES_PER_ROW_BESIDE_VECTOR) + text
+
+
+def ask_max_array_size() -> int | None:
+    """Returns MaxArraySize of the cluster this machine belongs to, None where there is none."""
+    if shutil.which("scontrol") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=15, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(match[1]) if match else None
+
+
+def _render_all(plan: Plan) -> dict[str, str]:
+    scripts = {job.script: render_array(plan, job) for job in array_jobs(plan)}
+    return {**scripts, GATHER_SCRIPT: render_gather(plan)}
+
+
+def _write_scripts(
+    plan: Plan, texts: Mapping[str, str], out: Path | None, notes: Sequence[str]
+) -> SetUp:
+    # SLURM does not make the folder of its logs: a job without it fails and leaves no trace.
+    Path(plan.cluster["log_dir"]).mkdir(parents=True, exist_ok=True)
+    run_folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
+    for folder in dict.fromkeys([run_folder, out or run_folder]):
+        for name, text in texts.items():
+            atomic_write_text(folder / name, text)
+            (folder / name).chmod(0o755)
+    jobs, shown = tuple(array_jobs(plan)), out or run_folder
+    return SetUp(
+        plan=plan,
+        jobs=jobs,
+        scripts=tuple(shown / job.script for job in jobs),
+        gather=shown / GATHER_SCRIPT,
+        notes=tuple(notes),
+    )
+
+
+def _absolute(cluster: ResolvedCluster) -> ResolvedCluster:
+    """Returns the settings with paths that hold from any folder and on any node."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path and "://" not in path else path
+
+    return replace(
+        cluster,
+        log_dir=str(Path(cluster.log_dir).absolute()),
+        image=absolute(cluster.image),
+        venv=absolute(cluster.venv),
+        hf_home=absolute(cluster.hf_home),
+        scratch=absolute(cluster.scratch),
+    )
+
+
+def _image_sha256(plan: Plan, note: Callable[[str], None]) -> str | None:
+    """Returns the digest of the image file; it is read once and remembered by size and time."""
+    image = plan.cluster["image"]
+    if not image or not Path(image).is_file():
+        return None
+    stat = Path(image).stat()
+    key = f"{image}:{stat.st_size}:{stat.st_mtime_ns}"
+    cache = Layout(Path(plan.workspace)).cache() / "image_sha256.json"
+    known = _read_cache(cache)
+    if key not in known:
+        note(f"Reading {image} once for its checksum")
+        with Path(image).open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        atomic_write_text(cache, json.dumps(known, indent=1) + "\n")
+    return str(known[key])
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,123 @@
+"""What was submitted of a run: one JSON line a job in `submissions.jsonl`, appended, never rewritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from chatspace.errors import UnfitEnvironmentError
+from chatspace.jobs.render import ArrayJob
+from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler
+from chatspace.jobs.setup import GATHER_SCRIPT, SetUp
+from chatspace.layout import Layout
+from chatspace.plan.model import Plan
+from chatspace.shards.store import utc_now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One job.
+
+    Attributes:
+        job_id: id that the batch system gave.
+        executor: `sbatch`, `submitit` or `local`.
+        split: split of an array, None for the gather job.
+        offset: slice of array index 0.
+        count: array tasks.
+    """
+
+    job_id: str
+    executor: str
+    submitted_at: str
+    split: str | None
+    offset: int
+    count: int
+    script: str
+
+
+def submit_all(done: SetUp, scheduler: Scheduler, *, again: bool = False) -> list[Submission]:
+    """Submits every array of a run in order, then the gather job that waits for them all.
+
+    Args:
+        done: the run, with its scripts written.
+        scheduler: where it goes.
+        again: submit even though jobs of the run are still queued or running.
+
+    Raises:
+        UnfitEnvironmentError: the batch system refuses, or jobs of the run are still active.
+    """
+    plan = done.plan
+    if not again:
+        _refuse_active(plan, scheduler)
+    submitted = []
+    for job, script in zip(done.jobs, done.scripts, strict=True):
+        submitted.append(_record(plan, _of(job, scheduler.submit(script))))
+    after = [submission.job_id for submission in submitted]
+    gather_id = scheduler.submit(done.gather, after=after)
+    gather_job = ArrayJob(split="", offset=0, count=1, script=GATHER_SCRIPT)
+    submitted.append(_record(plan, _of(gather_job, gather_id)))
+    return submitted
+
+
+def record_submission(
+    plan: Plan, *, job_id: str, executor: str, split: str, offset: int, count: int
+) -> Submission:
+    """Appends one job that another executor started."""
+    return _record(
+        plan,
+        Submission(
+            job_id=job_id,
+            executor=executor,
+            submitted_at=utc_now(),
+            split=split,
+            offset=offset,
+            count=count,
+            script="",
+        ),
+    )
+
+
+def read_submissions(plan: Plan) -> list[Submission]:
+    """Returns the jobs of a run, oldest first."""
+    path = Layout(Path(plan.workspace)).run(plan.run_id).submissions
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [Submission(**json.loads(line)) for line in lines if line.endswith("}")]
+
+
+def slurm_ids(submissions: Sequence[Submission]) -> list[str]:
+    """Returns the ids of the jobs that SLURM knows."""
+    return [s.job_id for s in submissions if s.executor != "local" and s.job_id.isdigit()]
+
+
+def _refuse_active(plan: Plan, scheduler: Scheduler) -> None:
+    states = scheduler.states(slurm_ids(read_submissions(plan)))
+    active = sorted({k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES})
+    if active:
+        raise UnfitEnvironmentError(
+            f"Run has active jobs: {plan.run_id} {', '.join(active)}. Wait for them, cancel them with "
+            f"`scancel {' '.join(active)}`, or submit beside them with --again."
+        )
+
+
+def _of(job: ArrayJob, job_id: str) -> Submission:
+    return Submission(
+        job_id=job_id,
+        executor="sbatch",
+        submitted_at=utc_now(),
+        split=job.split or None,
+        offset=job.offset,
+        count=job.count,
+        script=job.script,
+    )
+
+
+def _record(plan: Plan, submission: Submission) -> Submission:
+    path = Layout(Path(plan.workspace)).run(plan.run_id).submissions
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(submission)) + "\n")
+    return submission

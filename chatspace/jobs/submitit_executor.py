@@ -1,0 +1,163 @@
+"""submitit's own executors: each array element is one slice, run exactly as a batch script would run it.
+
+Not covered: the grace before the walltime; submitit's own signal and requeue take its place.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chatspace.errors import ExitCode, InterruptedRun
+from chatspace.jobs.local import SliceFailed, slices_of, task_command
+from chatspace.jobs.render import container_command, task_environment
+from chatspace.jobs.submissions import Submission, record_submission
+from chatspace.layout import Layout
+from chatspace.plan.model import Plan
+
+STOP_TIMEOUT_S = 60.0
+
+
+class SliceCall:
+    """What submitit pickles: the command of one array task.
+
+    The task is a child process, so that its signals are its own and a crash in it is an exit code.
+
+    Args:
+        command: words of the task's command line.
+        env: variables that the task gets beside those of the job.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.command = list(command)
+        self.env = dict(env)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        """Runs the task.
+
+        Raises:
+            InterruptedRun: it was told to stop.
+            SliceFailed: it failed; its output is in submitit's log.
+        """
+        self._child = subprocess.Popen(self.command, env={**os.environ, **self.env})
+        code = self._child.wait()
+        if code == ExitCode.INTERRUPTED:
+            raise InterruptedRun("Interrupted: the slice was told to stop. Submit it again.")
+        if code != ExitCode.DONE:
+            raise SliceFailed(f"Slice failed: exit code {code}: {' '.join(self.command)}")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the walltime: stops the task, which keeps its shards, and requeues."""
+        import submitit
+
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+            self._child.wait(timeout=STOP_TIMEOUT_S)
+        return submitit.helpers.DelayedSubmission(SliceCall(self.command, self.env))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"command": self.command, "env": self.env, "_child": None}
+
+
+def submit_with_submitit(plan: Plan, *, cluster: str | None = None) -> tuple[list[Any], list[Submission]]:
+    """Submits every slice as an element of a submitit array.
+
+    Args:
+        plan: the run, already written to disk.
+        cluster: `slurm`, `local` or None for what submitit finds.
+
+    Returns:
+        submitit's jobs, in the order of `slices_of(plan)`, and the record of what was submitted.
+    """
+    import submitit
+
+    folder = Layout(Path(plan.workspace)).run(plan.run_id).folder / "submitit"
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor.update_parameters(**_parameters(plan, executor.cluster))
+    python = () if executor.cluster != "slurm" else _python_in_container(plan)
+    env = task_environment(plan.cluster)
+    with executor.batch():
+        jobs = [
+            executor.submit(SliceCall(task_command(plan, split, slice_, python=python), env))
+            for split, slice_ in slices_of(plan)
+        ]
+    return jobs, _recorded(plan, jobs, executor.cluster)
+
+
+def _parameters(plan: Plan, cluster: str) -> dict[str, Any]:
+    settings = plan.cluster
+    parameters: dict[str, Any] = {
+        "name": plan.run_id,
+        "timeout_min": max(1, minutes(settings["time"])),
+    }
+    if cluster != "slurm":
+        return parameters
+    count = settings["gpus_per_task"]
+    amount = f"{settings['gpu_type']}:{count}" if settings["gpu_type"] else str(count)
+    gpu_key = "slurm_gres" if settings["gpu_directive"] == "gres" else "slurm_gpus_per_task"
+    wanted = {
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "cpus_per_task": settings["cpus_per_task"],
+        "mem_gb": settings["mem_gb"],
+        "slurm_partition": settings["partition"],
+        "slurm_account": settings["account"],
+        "slurm_qos": settings["qos"],
+        "slurm_constraint": settings["constraint"],
+        "slurm_array_parallelism": settings["array_parallelism"] or len(slices_of(plan)),
+        gpu_key: (f"gpu:{amount}" if gpu_key == "slurm_gres" else amount) if count else None,
+        # submitit writes a wckey of its own, which clusters that enforce wckeys refuse.
+        "slurm_additional_parameters": {"requeue": True, **settings["extra"]},
+    }
+    return parameters | {key: value for key, value in wanted.items() if value is not None}
+
+
+def _python_in_container(plan: Plan) -> list[str]:
+    words = container_command(plan, _runtime(plan))
+    venv = plan.cluster["venv"]
+    if words:
+        return [*words, f"{venv}/bin/python" if venv else "python3"]
+    return [f"{venv}/bin/python"] if venv else []
+
+
+def _runtime(plan: Plan) -> str:
+    runtime = plan.cluster["runtime"]
+    return "apptainer" if runtime == "auto" else str(runtime)
+
+
+def _recorded(plan: Plan, jobs: Sequence[Any], cluster: str) -> list[Submission]:
+    submitted, first = [], 0
+    for split in plan.splits:
+        job_id = str(jobs[first].job_id).split("_")[0]
+        submitted.append(
+            record_submission(
+                plan,
+                job_id=job_id,
+                executor="submitit" if cluster == "slurm" else "local",
+                split=split.name,
+                offset=-first,
+                count=len(split.slices),
+            )
+        )
+        first += len(split.slices)
+    return submitted
+
+
+def minutes(time: str) -> int:
+    """Returns a walltime of sbatch in minutes, rounded up: `90`, `1:30:00`, `2-12`.
+
+    Source: the formats of `--time` in https://slurm.schedmd.com/sbatch.html
+    """
+    days, dash, rest = time.partition("-")
+    parts = [int(part) for part in (rest if dash else time).split(":")]
+    if dash:
+        hours, mins, seconds = (*parts, 0, 0)[:3]
+        return int(days) * 1440 + hours * 60 + mins + (seconds > 0)
+    if len(parts) == 1:
+        return parts[0]
+    hours, mins, seconds = (0, *parts) if len(parts) == 2 else parts
+    return hours * 60 + mins + (seconds > 0)

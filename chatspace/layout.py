@@ -1,0 +1,112 @@
+"""Every path that chatspace writes, as a function of the workspace root."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatspace.errors import OutputError
+
+DEFAULT_WORKSPACE = "/workspace"
+WORKSPACE_VARIABLE = "CHATSPACE_WORKSPACE"
+
+
+def path_component(name: str) -> str:
+    """Returns `name` as one folder name: `Qwen/Qwen3` becomes `Qwen__Qwen3`."""
+    return name.replace("/", "__")
+
+
+def split_label(dataset: str, split: str) -> str:
+    """Returns the two path components of a split below a model or a source."""
+    return f"{path_component(dataset)}/{path_component(split)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below one workspace root."""
+
+    workspace: Path
+
+    def staged(self) -> Path:
+        """Folder of the datasets that were converted to Parquet."""
+        return self.workspace / "datasets" / "processed"
+
+    def cache(self) -> Path:
+        """Folder of caches that any task may use."""
+        return self.workspace / "cache"
+
+    def runs(self) -> Path:
+        """Folder of all runs."""
+        return self.workspace / "runs"
+
+    def run(self, run_id: str) -> RunLayout:
+        """Returns the paths of one run."""
+        return RunLayout(self.runs() / run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """Paths below `runs/{run_id}/`."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> Path:
+        """The run spec as it was written."""
+        return self.folder / "spec.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The resolved plan, all that a task reads."""
+        return self.folder / "plan.json"
+
+    @property
+    def tasks(self) -> Path:
+        """Folder of the task manifests."""
+        return self.folder / "tasks"
+
+    @property
+    def events(self) -> Path:
+        """Folder of the event logs."""
+        return self.folder / "events"
+
+    @property
+    def submissions(self) -> Path:
+        """What was submitted, one JSON line a job."""
+        return self.folder / "submissions.jsonl"
+
+    @property
+    def local_log(self) -> Path:
+        """Output of the local executor when it runs in the background."""
+        return self.folder / "local.log"
+
+    def task_manifest(self, split: str, shard_start: int, shard_stop: int) -> Path:
+        """Task manifest of a slice, named after its shards so that regrouping overwrites nothing."""
+        return self.tasks / f"{path_component(split)}-{shard_start:05d}-{shard_stop:05d}.json"
+
+    def event_log(self, split: str, slice_index: int) -> Path:
+        """Event log of a slice."""
+        return self.events / f"{path_component(split)}-{slice_index:05d}.jsonl"
+
+
+def resolve_workspace(chosen: str | None, fallback: str | None = None) -> Path:
+    """Returns the workspace root as an absolute path that can be made and written.
+
+    Args:
+        chosen: what the spec says; None for $CHATSPACE_WORKSPACE.
+        fallback: what the cluster profile says, where neither names one.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    value = chosen or os.environ.get(WORKSPACE_VARIABLE) or fallback or DEFAULT_WORKSPACE
+    root = Path(os.path.expandvars(value)).expanduser().absolute()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"Workspace cannot be written: {root}; {existing} is not a folder that you may write to. "
+            f"Choose another with `workspace:` in the spec, `--set workspace=DIR` or "
+            f"${WORKSPACE_VARIABLE}."
+        )
+    return root

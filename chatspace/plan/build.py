@@ -1,0 +1,219 @@
+"""Planning: a run spec and the data on disk become a Plan.
+
+Nothing of the run is written here; only datasets that are not Parquet are staged. Planning the same spec on
+the same data gives the same hash and so the same run, whatever the number of slices, the cluster or the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from chatspace import __version__
+from chatspace.data.inputs import InputFile
+from chatspace.data.inventory import check_unique_ids, inventory
+from chatspace.data.staging import stage_split
+from chatspace.errors import OutputError
+from chatspace.kinds import KINDS
+from chatspace.layout import Layout, path_component, resolve_workspace, split_label
+from chatspace.plan.model import Plan, SplitPlan
+from chatspace.plan.slicing import make_slices, shard_text_bytes, slice_count
+from chatspace.plan.store import load_plan
+from chatspace.shards.store import first_foreign_shard
+from chatspace.spec.base import DatasetSection, RunSpec
+from chatspace.spec.cluster import ResolvedCluster
+
+SCHEMA_VERSION = 1
+
+
+def build_plan(
+    spec: RunSpec, cluster: ResolvedCluster, *, spec_path: Path | None, note: Callable[[str], None]
+) -> Plan:
+    """Resolves a run spec on this machine.
+
+    Args:
+        spec: what the user wrote.
+        cluster: its SLURM and container sections, merged with the profile.
+        spec_path: file that the spec was read from, for the provenance.
+        note: told of steps that may take long (staging, checking ids).
+
+    Raises:
+        UserError: the spec, the data, the model or the workspace is not usable; nothing was written.
+    """
+    workspace = resolve_workspace(
+        cluster.workspace if spec.workspace else None, fallback=cluster.workspace
+    )
+    model = KINDS[spec.kind].resolve_model()(spec)
+    splits = tuple(
+        _plan_split(spec, name, workspace, model["label"], note)
+        for name in spec.dataset.split_names
+    )
+    digest = _science_hash(spec, model, splits)
+    run_id = f"{spec.name}-{digest[:8]}"
+    earlier = _earlier_plan(workspace, run_id, digest)
+    if earlier is None:
+        _check_ids(spec.dataset, splits, note)
+    for split in splits:
+        _refuse_foreign_output(workspace / split.output_dir, digest, run_id)
+    return Plan(
+        kind=spec.kind,
+        name=spec.name,
+        run_id=run_id,
+        plan_sha256=digest,
+        created_at=earlier.created_at if earlier else _creation_time(),
+        workspace=str(workspace),
+        spec=spec.science(),
+        model=model,
+        splits=splits,
+        cluster=asdict(cluster),
+        provenance=provenance(spec_path),
+    )
+
+
+def dataset_label(dataset: DatasetSection) -> str:
+    """Returns the name of the dataset in paths and rows: its name and subset, else the path's own name."""
+    if dataset.name is not None:
+        parts = [dataset.name, *([dataset.subset] if dataset.subset else [])]
+        return path_component("__".join(parts))
+    assert dataset.path is not None
+    fixed = [p for p in Path(dataset.path).parts if not any(c in p for c in "*?[{$~") and p != "/"]
+    return Path(fixed[-1]).name.split(".")[0] if fixed else "dataset"
+
+
+def _plan_split(
+    spec: RunSpec, name: str, workspace: Path, model_label: str, note: Callable[[str], None]
+) -> SplitPlan:
+    dataset, label = spec.dataset, dataset_label(spec.dataset)
+    if dataset.source != "parquet":
+        note(f"Staging {label}/{name} as Parquet below {Layout(workspace).staged()}")
+    staged = stage_split(dataset, name, workspace, label)
+    files = inventory(staged.files, dataset.text_field, conversation=dataset.extract_first_assistant)
+    files = _first_rows(files, dataset.max_rows)
+    rows = min(sum(file.rows for file in files), dataset.max_rows or sys.maxsize)
+    weights = shard_text_bytes(files, rows, spec.output.rows_per_shard)
+    by_rows = weights * 0 + spec.output.rows_per_shard
+    slices = make_slices(
+        weights if spec.slices.balance == "bytes" else by_rows,
+        slice_count(spec.slices, rows, len(weights)),
+    )
+    place = f"{path_component(model_label)}/{split_label(label, name)}"
+    return SplitPlan(
+        name=name,
+        dataset=label,
+        revision=staged.revision,
+        rows=rows,
+        rows_per_shard=spec.output.rows_per_shard,
+        text_bytes=int(weights.sum()),
+        files=tuple(files),
+        identity=tuple(staged.identity),
+        slices=slices,
+        output_dir=f"embeddings/{place}",
+        manifest=f"indexes/{place}/manifest.json",
+    )
+
+
+def _first_rows(files: list[InputFile], max_rows: int | None) -> list[InputFile]:
+    """Returns the files that hold the first `max_rows` rows; later ones are never opened."""
+    if max_rows is None:
+        return files
+    kept, rows = [], 0
+    for file in files:
+        if rows >= max_rows:
+            break
+        kept.append(file)
+        rows += file.rows
+    return kept
+
+
+def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan, ...]) -> str:
+    """Returns the hash of all that decides what the shards hold, and of nothing else."""
+    science = spec.science()
+    science["dataset"].pop("path")  # the files' identity stands for it
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "spec": science,
+        "model": {"label": model["label"], "fingerprint": model["fingerprint"]},
+        "splits": [
+            {
+                "name": split.name,
+                "dataset": split.dataset,
+                "revision": split.revision,
+                "rows": split.rows,
+                "identity": list(split.identity),
+            }
+            for split in splits
+        ],
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_ids(
+    dataset: DatasetSection, splits: tuple[SplitPlan, ...], note: Callable[[str], None]
+) -> None:
+    """Refuses duplicate ids; a run that was planned before was checked then."""
+    if dataset.id_field is None:
+        return
+    for split in splits:
+        note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows of {split.name}")
+        check_unique_ids(split.files, dataset.id_field, split.rows)
+
+
+def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:
+    path = Layout(workspace).run(run_id).plan
+    if not path.exists():
+        return None
+    plan = load_plan(path)
+    return plan if plan.plan_sha256 == digest else None
+
+
+def _refuse_foreign_output(folder: Path, digest: str, run_id: str) -> None:
+    foreign = first_foreign_shard(folder, digest)
+    if foreign is not None:
+        path, other = foreign
+        raise OutputError(
+            f"Output of another run: {path} belongs to run {other}, this spec and data give "
+            f"{run_id}. Choose another workspace or dataset.name, or move {folder} away."
+        )
+
+
+def _creation_time() -> str:
+    """Returns the time now, or SOURCE_DATE_EPOCH, so that a whole run can be reproduced to the byte.
+
+    Source: https://reproducible-builds.org/specs/source-date-epoch/
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def provenance(spec_path: Path | None) -> dict[str, Any]:
+    """Returns who planned what with which code: not hashed, written into every manifest."""
+    return {
+        "tool_version": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "host": platform.node(),
+        "spec_path": str(spec_path) if spec_path else None,
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*args: str) -> str | None:
+    """Returns the output of a git command in the current folder, None where it is not a repository."""
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

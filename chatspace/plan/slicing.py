@@ -1,0 +1,111 @@
+"""Shards grouped into slices: contiguous, in order, with the heaviest slice as light as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from chatspace.data.inputs import InputFile
+from chatspace.plan.model import Slice
+from chatspace.spec.base import SlicesSection
+
+DEFAULT_ROWS_PER_SLICE = 500_000
+
+Ints = npt.NDArray[np.int64]
+
+
+def shard_text_bytes(files: Sequence[InputFile], rows: int, rows_per_shard: int) -> Ints:
+    """Estimates the bytes of text in each shard from the row groups' column sizes.
+
+    A row group that several shards share is divided among them in proportion to their rows.
+
+    Args:
+        files: the inputs in reading order.
+        rows: input rows of the split; rows beyond them are not read.
+        rows_per_shard: rows of a shard.
+
+    Returns:
+        Bytes per shard, shape (n_shards,).
+    """
+    group_rows = np.array([n for file in files for n in file.row_groups], dtype=np.int64)
+    group_bytes = np.array([n for file in files for n in file.text_bytes], dtype=np.int64)
+    row_ends = np.concatenate(([0], np.cumsum(group_rows)))  # (n_groups + 1,)
+    byte_ends = np.concatenate(([0], np.cumsum(group_bytes)))  # (n_groups + 1,)
+    edges = np.append(np.arange(0, rows, rows_per_shard), rows)  # (n_shards + 1,)
+    return np.diff(np.interp(edges, row_ends, byte_ends).astype(np.int64))
+
+
+def slice_count(section: SlicesSection, rows: int, n_shards: int) -> int:
+    """Returns how many slices a split gets; never more than it has shards."""
+    if section.count is not None:
+        wanted = section.count
+    elif section.max_tasks is not None:
+        wanted = section.max_tasks
+    else:
+        wanted = -(-rows // (section.rows_per_slice or DEFAULT_ROWS_PER_SLICE))
+    return max(1, min(wanted, n_shards))
+
+
+def make_slices(weights: Ints, count: int) -> tuple[Slice, ...]:
+    """Divides consecutive shards into `count` non-empty slices.
+
+    The weight of the heaviest slice is the smallest possible for contiguous slices; within that
+    bound the borders lie as near as possible to an even division.
+
+    Args:
+        weights: text bytes (or rows) of each shard, shape (n_shards,).
+        count: number of slices, 1 <= count <= n_shards.
+
+    Source: the linear partition problem, solved by bisection on the bound.
+    """
+    assert 1 <= count <= len(weights)
+    sums = np.concatenate(([0], np.cumsum(np.maximum(weights, 1))))  # (n_shards + 1,)
+    cap = _smallest_cap(sums, count)
+    earliest = _earliest_borders(sums, count, cap)
+    borders = [0]
+    for j in range(1, count):
+        even = int(np.searchsorted(sums, sums[-1] * j / count))
+        nearest = even if even == 0 or sums[even] - sums[-1] * j / count <= (
+            sums[-1] * j / count - sums[even - 1]
+        ) else even - 1
+        latest = min(_furthest(sums, borders[-1], cap), len(weights) - (count - j))
+        borders.append(min(max(nearest, earliest[j], borders[-1] + 1), latest))
+    borders.append(len(weights))
+    return tuple(
+        Slice(
+            index=j,
+            shard_start=borders[j],
+            shard_stop=borders[j + 1],
+            text_bytes=int(weights[borders[j] : borders[j + 1]].sum()),
+        )
+        for j in range(count)
+    )
+
+
+def _furthest(sums: Ints, start: int, cap: int) -> int:
+    """Returns the largest border such that the shards from `start` weigh at most `cap`."""
+    return int(np.searchsorted(sums, sums[start] + cap, side="right")) - 1
+
+
+def _smallest_cap(sums: Ints, count: int) -> int:
+    """Returns the smallest weight such that `count` contiguous slices suffice."""
+    low, high = int(np.diff(sums).max()), int(sums[-1])
+    while low < high:
+        middle = (low + high) // 2
+        border = 0
+        for _ in range(count):
+            border = _furthest(sums, border, middle)
+        low, high = (low, middle) if border == len(sums) - 1 else (middle + 1, high)
+    return low
+
+
+def _earliest_borders(sums: Ints, count: int, cap: int) -> list[int]:
+    """Returns for each border the smallest position from which the remaining slices still suffice."""
+    borders = [0] * (count + 1)
+    borders[count] = len(sums) - 1
+    for j in range(count - 1, 0, -1):
+        reachable = int(np.searchsorted(sums, sums[borders[j + 1]] - cap, side="left"))
+        borders[j] = max(reachable, j)
+    return borders

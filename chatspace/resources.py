@@ -1,0 +1,18 @@
+"""Where the files that come with chatspace lie, installed or in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+_PACKAGE = Path(__file__).resolve().parent
+# What the wheel calls it, and where it stands in the repository; pyproject.toml maps them too.
+_IN_CHECKOUT = {"templates": Path("templates"), "profiles": Path("hpc") / "profiles"}
+
+
+def resource_dir(name: Literal["templates", "profiles"]) -> Path:
+    """Returns the folder of the packaged `templates` or `profiles`."""
+    installed = _PACKAGE / "_resources" / name
+    if installed.is_dir():
+        return installed
+    return _PACKAGE.parent / _IN_CHECKOUT[name]

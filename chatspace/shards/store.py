@@ -1,0 +1,261 @@
+"""The folder of one split's shards: each file whole or absent, each with its owner in its metadata.
+
+There is no other completion marker: a shard is done when its file is there, can be opened, and says in its
+own footer that it belongs to this plan and covers these rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chatspace.atomic import atomic_path
+from chatspace.errors import OutputError
+from chatspace.shards.records import Owner, ShardRecord, ShardSpan, shard_file_name
+from chatspace.shards.table import embedding_matrix
+
+log = logging.getLogger(__name__)
+
+METADATA_KEY = b"chatspace"
+SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
+TEMP_NAME = re.compile(r"^\.shard-(\d{5,})\.parquet\.(?P<host>.+)-(?P<pid>\d+)\.tmp$")
+FOREIGN_HOST_TEMP_AGE_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStore:
+    """Reads and writes the shards of one split.
+
+    Args:
+        folder: where the shard files lie.
+        place: the same folder relative to the workspace, for records that outlive a move.
+        owner: plan, run and split that every file must name.
+        compression: Parquet compression of new files.
+        attempt: name of this execution, for the records of what it writes.
+    """
+
+    folder: Path
+    place: str
+    owner: Owner
+    compression: str = "zstd"
+    attempt: str = "local"
+
+    def path(self, span: ShardSpan) -> Path:
+        """Returns where the shard's file lies."""
+        return self.folder / span.file_name
+
+    def is_done(self, span: ShardSpan) -> bool:
+        """Tells whether the shard's file is whole; a damaged one counts as absent.
+
+        Raises:
+            OutputError: the file belongs to another plan.
+        """
+        return self.read_footer(span) is not None
+
+    def read_footer(self, span: ShardSpan) -> dict[str, Any] | None:
+        """Returns what the shard's file says of itself, None if it is absent or damaged.
+
+        Raises:
+            OutputError: the file belongs to another plan.
+        """
+        path = self.path(span)
+        footer = read_shard_footer(path)
+        if footer is None:
+            return None
+        self._check_owner(path, footer)
+        covers = (footer["shard_index"], footer["row_start"], footer["row_stop"])
+        if covers != (span.index, span.row_start, span.row_stop):
+            log.warning("shard covers other rows path=%s covers=%s", path, covers)
+            return None
+        return footer
+
+    def commit(
+        self, span: ShardSpan, table: pa.Table, *, skipped: dict[str, int], truncated: int
+    ) -> ShardRecord:
+        """Writes one shard: temp file in the same folder, fsync, rename, fsync of the folder.
+
+        The bytes depend on the plan and the rows alone, so that a shard that is written again is the
+        same file.
+
+        Args:
+            span: the rows that the shard answers for.
+            table: embedded rows in input order.
+            skipped: rows of the span that are not in the table, by reason.
+            truncated: rows that were cut to the model's limit.
+
+        Raises:
+            OutputError: the file cannot be written; it is not there, nor is a part of it.
+        """
+        assert table.num_rows + sum(skipped.values()) == span.n_rows, (table.num_rows, skipped, span)
+        path = self.path(span)
+        matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
+        low, high = norm_range(matrix)
+        footer = {
+            "schema_version": 1,
+            "plan_sha256": self.owner.plan_sha256,
+            "run_id": self.owner.run_id,
+            "split": self.owner.split,
+            "shard_index": span.index,
+            "row_start": span.row_start,
+            "row_stop": span.row_stop,
+            "rows": table.num_rows,
+            "rows_skipped": dict(sorted(skipped.items())),
+            "rows_truncated": truncated,
+            "embedding_dim": matrix.shape[1],
+            "min_norm": low,
+            "max_norm": high,
+        }
+        table = table.replace_schema_metadata({METADATA_KEY: json.dumps(footer)})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temp:
+            pq.write_table(table, temp, compression=self.compression, use_dictionary=_PLAIN_COLUMNS)
+            size, digest = temp.stat().st_size, sha256_of(temp)
+        return self._record(footer, bytes_=size, sha256=digest, created_at=utc_now())
+
+    def adopt(self, span: ShardSpan) -> ShardRecord | None:
+        """Returns the record of a whole shard that no task manifest tells of, None if it is absent.
+
+        This is how a shard is accounted for whose task was killed between the rename of the file and
+        the writing of its manifest.
+        """
+        footer = self.read_footer(span)
+        if footer is None:
+            return None
+        stat = self.path(span).stat()
+        written = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+        return self._record(
+            footer,
+            bytes_=stat.st_size,
+            sha256=sha256_of(self.path(span)),
+            created_at=written,
+            attempt="unrecorded",
+        )
+
+    def remove_stale_temps(self, spans: Iterable[ShardSpan], *, finished: bool = False) -> int:
+        """Removes temp files of these shards that no living writer can still need.
+
+        Args:
+            spans: the shards looked at.
+            finished: every shard of the spans is there, so that no temp file of them has a use.
+
+        Returns:
+            The number of files removed.
+        """
+        wanted = {span.index for span in spans}
+        if not self.folder.is_dir():
+            return 0
+        removed = 0
+        for entry in os.scandir(self.folder):
+            match = TEMP_NAME.match(entry.name)
+            if match and int(match[1]) in wanted and (finished or _is_abandoned(entry, match)):
+                Path(entry.path).unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def _check_owner(self, path: Path, footer: dict[str, Any]) -> None:
+        if footer["plan_sha256"] != self.owner.plan_sha256:
+            raise OutputError(
+                f"Output of another run: {path} belongs to run {footer['run_id']}, this run is "
+                f"{self.owner.run_id}. Choose another workspace or dataset.name, or move "
+                f"{path.parent} away."
+            )
+
+    def _record(
+        self,
+        footer: dict[str, Any],
+        *,
+        bytes_: int,
+        sha256: str,
+        created_at: str,
+        attempt: str | None = None,
+    ) -> ShardRecord:
+        return ShardRecord(
+            path=f"{self.place}/{shard_file_name(footer['shard_index'])}",
+            shard_index=footer["shard_index"],
+            row_start=footer["row_start"],
+            row_stop=footer["row_stop"],
+            rows=footer["rows"],
+            rows_skipped=footer["rows_skipped"],
+            rows_truncated=footer["rows_truncated"],
+            bytes=bytes_,
+            sha256=sha256,
+            embedding_dim=footer["embedding_dim"],
+            min_norm=footer["min_norm"],
+            max_norm=footer["max_norm"],
+            created_at=created_at,
+            attempt=attempt or self.attempt,
+        )
+
+
+# Dictionary pages pay for the columns that repeat; ids, texts and vectors do not.
+_PLAIN_COLUMNS = ["source", "dataset", "split", "metadata", "model", "created_at", "run_id"]
+
+
+def read_shard_footer(path: Path) -> dict[str, Any] | None:
+    """Returns the metadata that a shard file carries, None if it is absent, damaged or no shard."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, OSError) as error:
+        log.warning("damaged shard path=%s error=%s", path, error)
+        return None
+    raw = metadata.get(METADATA_KEY)
+    return None if raw is None else json.loads(raw)
+
+
+def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, str] | None:
+    """Returns one shard in `folder` that belongs to another plan, with its run id."""
+    names = sorted(n for n in os.listdir(folder) if SHARD_NAME.match(n)) if folder.is_dir() else []
+    for name in (*names[:1], *names[-1:]):
+        footer = read_shard_footer(folder / name)
+        if footer is not None and footer["plan_sha256"] != plan_sha256:
+            return folder / name, footer["run_id"]
+    return None
+
+
+def norm_range(matrix: np.ndarray) -> tuple[float | None, float | None]:
+    """Returns the smallest and the largest Euclidean norm of the rows, None for no rows.
+
+    Args:
+        matrix: vectors, shape (rows, dim).
+    """
+    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
+        return None, None
+    norms = np.linalg.norm(matrix.astype(np.float32, copy=False), axis=1)  # (rows,)
+    return float(norms.min()), float(norms.max())
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def utc_now() -> str:
+    """Returns the time, ISO 8601, UTC, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_abandoned(entry: os.DirEntry[str], match: re.Match[str]) -> bool:
+    """Tells whether the writer of a temp file is gone: dead on this host, or silent for an hour."""
+    if match["host"] == platform.node():
+        return not Path(f"/proc/{match['pid']}").exists() if Path("/proc/self").exists() else False
+    try:
+        return time.time() - entry.stat().st_mtime > FOREIGN_HOST_TEMP_AGE_S
+    except FileNotFoundError:
+        return False
