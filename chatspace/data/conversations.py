@@ -46,9 +46,7 @@ def _turns(conversation: Any) -> Iterator[dict[str, Any]]:
 
 def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
-    return [
-        dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=False)
-    ]
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=False)]
 
 
 def _is_assistant(turn: dict[str, Any]) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from chatspace.data.conversations import first_assistant_text
+from chatspace.data.cursor import Chunk, Cursor
 from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import id_strings
 from chatspace.data.jsonable import json_objects, python_values
-from chatspace.data.parquet import check_column, check_text_column, open_parquet, reading
 from chatspace.errors import InputError
 from chatspace.shards.records import ShardSpan
 from chatspace.spec.base import DatasetSection
-from chatspace.spec.document import shown
-
-# A batch holds about this much text, so that rows of 1 MB do not fill the memory.
-_BATCH_BYTES = 32 << 20
-_MAX_BATCH_ROWS = 8192
 
 _INVALID = object()
 
@@ -70,9 +63,7 @@ class SplitReader:
         self._id_prefix = f"{label}/{split}/"
         self._keep_columns = tuple(keep_columns)
         self._files = tuple(files)
-        wanted = (dataset.text_field, dataset.id_field, *self._keep_columns)
-        self._columns = tuple(dict.fromkeys(name for name in wanted if name is not None))
-        self._cursor = _Cursor(self._files, self._columns, 0, dataset)
+        self._cursor = self._cursor_at(0)
 
     def read(self, span: ShardSpan) -> PreparedRows:
         """Returns the rows of `span`.
@@ -82,18 +73,21 @@ class SplitReader:
         """
         if self._cursor.row != span.row_start:
             self._cursor.close()
-            self._cursor = _Cursor(self._files, self._columns, span.row_start, self._dataset)
+            self._cursor = self._cursor_at(span.row_start)
         rows = _Rows()
         try:
             for chunk in self._cursor.take(span.n_rows):
                 self._prepare(chunk, rows)
         except BaseException:
             # The generator behind the cursor is finished now; the next read starts anew.
-            self._cursor = _Cursor(self._files, self._columns, 0, self._dataset)
+            self._cursor = self._cursor_at(0)
             raise
         return rows.joined(span)
 
-    def _prepare(self, chunk: _Chunk, rows: _Rows) -> None:
+    def _cursor_at(self, row: int) -> Cursor:
+        return Cursor(self._files, row, self._dataset, self._keep_columns)
+
+    def _prepare(self, chunk: Chunk, rows: _Rows) -> None:
         values = python_values(chunk.batch.column(self._dataset.text_field), _INVALID)
         kept: list[int] = []
         for offset, value in enumerate(values):
@@ -121,7 +115,7 @@ class SplitReader:
             return str(value)
         return None
 
-    def _ids(self, chunk: _Chunk, batch: pa.RecordBatch, row_index: Any) -> pa.Array:
+    def _ids(self, chunk: Chunk, batch: pa.RecordBatch, row_index: Any) -> pa.Array:
         name = self._dataset.id_field
         if name is None:
             return pa.array([f"{self._id_prefix}{row}" for row in row_index.tolist()], pa.string())
@@ -159,57 +153,24 @@ class _Rows:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chunk:
-    """Consecutive rows of one file: the first is `row` of the split and `file_row` of the file."""
-
-    batch: pa.RecordBatch
-    row: int
-    file_row: int
-    path: str
-
-
-class _Cursor:
-    """A place in the files, moving forward."""
-
-    def __init__(
-        self,
-        files: tuple[InputFile, ...],
-        columns: tuple[str, ...],
-        row: int,
-        dataset: DatasetSection,
-    ) -> None:
-        self.row = row
-        self._rest: _Chunk | None = None
-        self._chunks = _chunks(files, columns, row, dataset)
-
-    def take(self, n_rows: int) -> Iterator[_Chunk]:
-        """Yields the next `n_rows` rows; fewer are a bug of the plan."""
-        stop = self.row + n_rows
-        while self.row < stop:
-            chunk = self._rest or next(self._chunks, None)
-            assert chunk is not None, f"the files end at row {self.row}, the plan at {stop} or later"
-            n_wanted = min(stop - self.row, chunk.batch.num_rows)
-            self._rest = _after(chunk, n_wanted)
-            self.row += n_wanted
-            yield _first(chunk, n_wanted)
-
-    def close(self) -> None:
-        """Closes the file at hand."""
-        self._chunks.close()
-
-
-def _after(chunk: _Chunk, n_rows: int) -> _Chunk | None:
-    if n_rows == chunk.batch.num_rows:
+def _assistant_text(conversation: Any, skipped: Counter[str]) -> str | None:
+    text = first_assistant_text(conversation)
+    if text is None:
+        skipped["no_assistant_turn"] += 1
         return None
-    return _Chunk(
-        batch=chunk.batch.slice(n_rows),
-        row=chunk.row + n_rows,
-        file_row=chunk.file_row + n_rows,
-        path=chunk.path,
-    )
+    try:
+        text.encode()  # JSON escapes can carry half of a surrogate pair
+    except UnicodeEncodeError:
+        skipped["invalid_utf8"] += 1
+        return None
+    return text
 
 
-def _first(chunk: _Chunk, n_rows: int) -> _Chunk:
-    batch = chunk.batch.slice(0, n_rows)
-    return _Chunk(batch=batch, row=chunk.row, file_row=chunk.file_row, path=chunk.path)
+def _concatenated(parts: list[pa.Array], span: ShardSpan) -> pa.Array:
+    try:
+        return pa.concat_arrays([pa.array([], pa.string()), *parts])
+    except pa.ArrowInvalid as error:  # 32-bit offsets
+        raise InputError(
+            f"Rows too large: rows {span.row_start} to {span.row_stop} have more than 2 GiB of ids or "
+            "metadata. Lower output.rows_per_shard."
+        ) from error

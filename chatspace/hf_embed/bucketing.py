@@ -1,12 +1,12 @@
-"""Which rows share a forward pass, and to how many tokens they are padded: a function of lengths alone.
+"""Which rows share a forward pass and how far they are padded: a function of lengths alone.
 
     bucket_min_tokens = 16, bucket_max_tokens = 128, limit = 300
 
     row of   1..16   17..32   33..64   65..128   129..256   257..300 tokens
     bucket      16       32       64       128        256        300
 
-Buckets double up to `bucket_max_tokens`; longer rows fall into multiples of it, and the last bucket is the
-model's limit. A bucket never cuts a row: only the model's limit does.
+Buckets double up to `bucket_max_tokens`; longer rows fall into multiples of it, and the last bucket
+is the model's limit. A bucket never cuts a row: only the model's limit does.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def plan_batches(
         lengths: real tokens of each row, (n_rows,).
         buckets: the padded lengths.
         budget: the size of a batch.
-        trim_to: pad a batch only as far as its own longest row, rounded up to a multiple of this and
-            never beyond its bucket; None pads to the bucket.
+        trim_to: pad a batch only as far as its own longest row, rounded up to a multiple of this
+            and never beyond its bucket; None pads to the bucket.
 
     Returns:
         Batches from the longest rows to the shortest, so that a lack of memory shows at the start.

@@ -7,3 +7,7 @@ from typing import Any
 
 def compile_model(model: Any, mode: str | None) -> None:
     """Wraps."""
+
+
+def warm_up(encoder: Any) -> None:
+    """W."""

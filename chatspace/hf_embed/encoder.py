@@ -26,7 +26,7 @@ class Encoder:
 
     Attributes:
         tokenizer: makes tokens of texts.
-        forward: from features to vectors, (n_rows, dim), on the model's device; no gradient is wanted.
+        forward: from features to vectors, (n_rows, dim), on the model's device.
         dim: length of the vectors.
         max_tokens: longest row in tokens; None if the model has no limit.
         trim_to: see `plan_batches`.
@@ -56,9 +56,11 @@ class Encoder:
     def encode(self, tokens: Tokens, batch: Batch, features: Features | None = None) -> FloatArray:
         """Returns the vectors of one batch, (n_rows, dim), float32, in the order of `batch.rows`.
 
-        A batch that the memory does not take is split in half, and again; later batches start whole.
+        A batch that does not fit into memory is halved, and halved again; later ones start whole.
 
         Args:
+            tokens: the shard that the batch is of.
+            batch: which of its rows.
             features: what `tokens.features` gives for the batch, if it was made already.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the stages of a pipeline share: bounded channels, one first error, and an end to all waiting."""
+"""What the stages of a pipeline share: bounded channels, one first error, an end to all waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_S = 0.1
 STALL_S = 1800.0
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The pipeline ends: raised inside its stages, never outside."""
 
 
@@ -24,8 +24,8 @@ class Flow:
     """The common state of a pipeline's stages.
 
     Args:
-        stall_s: if nothing moves between any two stages for so long, the waiting ones give up. It must
-            be longer than the slowest single step: reading one shard, one forward pass, one commit.
+        stall_s: if nothing moves between any two stages for so long, the waiting ones give up. It
+            must be longer than the slowest step: reading a shard, a forward pass, a commit.
     """
 
     def __init__(self, stall_s: float = STALL_S) -> None:
@@ -38,7 +38,7 @@ class Flow:
     def fail(self, error: BaseException) -> None:
         """Ends the pipeline with `error`; the first one counts."""
         with self._lock:
-            if self.error is None and not isinstance(error, Closed):
+            if self.error is None and not isinstance(error, ClosedError):
                 self.error = error
         self._closed.set()
 
@@ -47,9 +47,9 @@ class Flow:
         self._closed.set()
 
     def check(self) -> None:
-        """Raises `Closed` if the pipeline has ended."""
+        """Raises `ClosedError` if the pipeline has ended."""
         if self._closed.is_set():
-            raise Closed
+            raise ClosedError
 
     def moved(self) -> None:
         """Says that some stage got on."""
@@ -59,7 +59,7 @@ class Flow:
         """Called between two polls of a wait.
 
         Raises:
-            Closed: the pipeline has ended.
+            ClosedError: the pipeline has ended.
             TimeoutError: nothing has moved for `stall_s`.
         """
         self.check()
@@ -98,9 +98,7 @@ class Channel(Generic[Item]):
                     self._flow.moved()
                     return
 
-    def get(
-        self, clock: StageClock, *, give_up: Callable[[], bool] = lambda: False
-    ) -> Item | None:
+    def get(self, clock: StageClock, *, give_up: Callable[[], bool] = lambda: False) -> Item | None:
         """Returns the next item, waiting for it; None if `give_up` says so before there is one."""
         with clock.idle():
             while not give_up():

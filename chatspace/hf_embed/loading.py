@@ -18,14 +18,14 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed.bucketing import Buckets, Budget
 from chatspace.hf_embed.compiling import compile_model
-from chatspace.hf_embed.encoder import Encoder, Features, Forward
+from chatspace.hf_embed.encoder import Encoder, Forward
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import (
     FastTokenizer,
+    Features,
     LibraryTokenizer,
     Padding,
     RowTokenizer,
-    n_tokens,
 )
 
 log = logging.getLogger(__name__)
@@ -125,14 +125,14 @@ def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
 
 
 def load_model(section: ModelSection, path: str | None, device: torch.device) -> Any:
-    """Returns the model as sentence-transformers loads it, in the dtype of the spec, ready for inference.
+    """Returns the model as sentence-transformers loads it, in the dtype of the spec.
 
     Raises:
         ModelError: there is no such model, or its files or options do not fit.
     """
     if path is not None and not Path(path).is_dir():
         raise ModelError(
-            f"Model folder is gone: model.name={section.name}; {path} does not exist on this machine. "
+            f"Model folder is gone: model.name={section.name}; {path} does not exist here. "
             f"Put it where compute nodes can read it, then plan the run again."
         )
     model_kwargs = {"dtype": getattr(torch, section.dtype), **section.model_kwargs}
@@ -148,7 +148,9 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             processor_kwargs=dict(section.tokenizer_kwargs),
         )
     except torch.OutOfMemoryError as error:
-        raise ModelError(_cannot_load(section, path, error, "Use a device with more memory")) from error
+        raise ModelError(
+            _cannot_load(section, path, error, "Use a device with more memory")
+        ) from error
     except (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(_cannot_load(section, path, error, _next_step(section, path))) from error
     return model.eval()
@@ -166,7 +168,7 @@ def _next_step(section: ModelSection, path: str | None) -> str:
     if path is not None:
         return "Check model.name, model_kwargs and tokenizer_kwargs, and that the folder is whole"
     return (
-        "Check the name, or download the model where there is a network and name its folder in model.name"
+        "Check the name, or download it where there is a network and put its folder in model.name"
     )
 
 
@@ -207,7 +209,7 @@ def set_limit(model: Any, max_tokens: int | None) -> int:
         limit = int(own)
     elif max_tokens > positions:
         raise ModelError(
-            f"Too many tokens: model.max_tokens={max_tokens}; the model has positions for {positions}. "
+            f"Too many tokens: model.max_tokens={max_tokens}; the model has {positions} positions. "
             f"Set model.max_tokens to {positions} or less, or leave it out."
         )
     else:
@@ -218,7 +220,7 @@ def set_limit(model: Any, max_tokens: int | None) -> int:
 
 
 def position_limit(model: Any) -> int:
-    """Returns how many tokens a model has positions for, `NO_LIMIT` where its config does not say."""
+    """Returns how many positions a model has, `NO_LIMIT` where its config does not say."""
     config = getattr(model.transformers_model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
@@ -250,7 +252,7 @@ def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> R
     """Returns the fast tokenizer where it gives what the library gives, else the library's own.
 
     Raises:
-        ModelError: prompt and special tokens leave no room for a text, or there is no padding token.
+        ModelError: prompt and special tokens leave no room, or there is no padding token.
     """
     library = LibraryTokenizer(model, prompt=prompt)
     try:
@@ -265,18 +267,20 @@ def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> R
         room = fast.room - (fast.count("") - fast.n_special)
         if room < 1:
             raise ModelError(
-                f"No room for text: max_tokens={limit}; prompt and special tokens take {limit - room}. "
-                f"Raise model.max_tokens or shorten the prompt."
+                f"No room for text: max_tokens={limit}; prompt and special tokens take "
+                f"{limit - room}. Raise model.max_tokens or shorten the prompt."
             )
         if _agrees(fast, library, prompt, limit):
             return fast
-    notes.append("Rows are tokenised by sentence-transformers itself: right, but slower than need be.")
+    notes.append(
+        "Rows are tokenised by sentence-transformers itself: right, but slower than need be."
+    )
     return library
 
 
 def _fast_tokenizer(model: Any, prompt: str, limit: int, probes: Features) -> FastTokenizer | None:
     first = model[0]
-    tokenizer = getattr(first, "tokenizer", None)
+    tokenizer: Any = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
         return None
     first.unpad_inputs = False
@@ -331,7 +335,7 @@ def _forward(model: Any, device: torch.device) -> Forward:
 def _probe(
     model: Any, forward: Forward, tokenizer: RowTokenizer, section: ModelSection
 ) -> torch.Tensor:
-    """Returns the vector of one short text, (1, dim): the surest way to know that the model works."""
+    """Returns the vector of one short text, (1, dim): a sure way to know that the model works."""
     tokens = tokenizer.tokenize([_PROBES[0]], check=lambda: None)
     rows = torch.arange(1).numpy()
     try:

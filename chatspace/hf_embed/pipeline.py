@@ -1,10 +1,10 @@
-"""One slice, three overlapped stages: the loader reads and tokenises, the encoder encodes, the writer commits.
+"""One slice in three overlapped stages: read and tokenise, encode, write.
 
     loader (thread)  ──batches──▶  encoder (calling thread)  ──whole shards──▶  writer (thread)
 
-Memory is bounded by the shard that is read, the one that is encoded with `prefetch_batches` of its batches,
-and two that are written. A shard's vectors depend on that shard alone: nothing is carried over between
-shards, and batches never mix them.
+Memory is bounded by the shard that is read, the one that is encoded with `prefetch_batches` of
+its batches, one that waits to be written and one that is written. A shard's vectors depend on that shard
+alone: nothing is carried over between shards, and no batch mixes them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow as pa
 from chatspace.errors import InputError, ModelError
 from chatspace.hf_embed.bucketing import Batch
 from chatspace.hf_embed.encoder import Encoder, FloatArray
-from chatspace.hf_embed.flow import Channel, Closed, Flow
+from chatspace.hf_embed.flow import Channel, Flow
 from chatspace.hf_embed.metrics import Counters, StageClock
 from chatspace.hf_embed.tokens import Features, Tokens
 from chatspace.plan.work import Commit, StopRequest
@@ -37,13 +38,17 @@ class Rows(EmbeddedRows, Protocol):
     """The rows of a shard as a reader prepares them, and how many it left out, by reason."""
 
     @property
-    def skipped(self) -> dict[str, int]: ...
+    def skipped(self) -> dict[str, int]:
+        """Rows left out, by reason."""
+        ...
 
 
 class Reader(Protocol):
     """Reads the rows of a shard."""
 
-    def read(self, span: ShardSpan) -> Rows: ...
+    def read(self, span: ShardSpan) -> Rows:
+        """Returns the rows of `span`, in input order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +199,7 @@ class Pipeline:
         shard: _Shard | None = None
         while True:
             loaded = self._loaded.get(
-                self.clocks["encoder"], give_up=lambda in_hand=shard: self._must_stop(in_hand)
+                self.clocks["encoder"], give_up=partial(self._must_stop, shard)
             )
             if loaded is None:
                 return
@@ -240,7 +245,9 @@ class Pipeline:
     def _write_shard(self, shard: _Shard) -> None:
         vectors: Vectors = shard.vectors
         if self.settings.dtype == "float16":
-            with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+            with np.errstate(
+                over="ignore"
+            ):  # what does not fit becomes infinite and is refused below
                 vectors = vectors.astype(np.float16)
         _check_finite(vectors, shard.rows.row_index, self.settings.dtype)
         self.commit(
@@ -261,9 +268,6 @@ def _check_finite(vectors: Vectors, row_index: npt.NDArray[np.int64], dtype: str
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise ModelError(
-            f"Vector is not finite: row_index={row_index[bad[0]]}; {len(bad)} rows of this shard, as "
-            f"{dtype}. Try model.dtype: float32 and output.dtype: float32, and look at the row."
+            f"Vector is not finite: row_index={row_index[bad[0]]}; {len(bad)} rows of this shard, "
+            f"as {dtype}. Try model.dtype: float32 and output.dtype: float32, and look at the row."
         )
-
-
-__all__ = ["Closed", "Pipeline", "Reader", "Rows", "Settings"]

@@ -29,7 +29,12 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
     folder = local_folder(name)
     if folder is None:
         fingerprint = {"hub": name, "revision": spec.model.revision}
-        return {"name": name, "label": path_component(name), "path": None, "fingerprint": fingerprint}
+        return {
+            "name": name,
+            "label": path_component(name),
+            "path": None,
+            "fingerprint": fingerprint,
+        }
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ModelError(

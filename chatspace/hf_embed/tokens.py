@@ -1,9 +1,9 @@
 """Rows become tokens: once, with exactly the ids that the model's own `encode` would give it.
 
-`FastTokenizer` calls the Rust tokenizer directly, so that the real length of each row is known before it is
-cut, and keeps the tokens of a shard in one flat array. At load it is compared with the library's own
-`preprocess`; a model for which they differ (chat templates, static embeddings, own code) goes through
-`LibraryTokenizer`, which is slower and right.
+`FastTokenizer` calls the Rust tokenizer directly, so that a row is known to be too long before it
+is cut, and keeps the tokens of a shard in one flat array. At load it is compared with the library's
+own `preprocess`; a model for which they differ (chat templates, static embeddings, own code) goes
+through `LibraryTokenizer`, which is slower and right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from chatspace.hf_embed.bucketing import IntArray
 
 TEXTS_PER_CALL = 256
 CHARS_PER_CALL = 2**22  # the tokenizer needs about a hundred bytes for each
-MARGIN_TOKENS = 64  # a cut changes tokens only close to it; these lie between the cut and what is used
+MARGIN_TOKENS = (
+    64  # a cut changes tokens only close to it; these lie between the cut and what is used
+)
 CHARS_PER_TOKEN = 8  # first guess of how much text is enough; too little is noticed and read on
 
 Features = dict[str, Any]
@@ -35,11 +37,18 @@ class Tokens(Protocol):
         truncated: rows that were longer than the limit, (n_rows,).
     """
 
-    lengths: IntArray
-    truncated: BoolArray
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        ...
+
+    @property
+    def truncated(self) -> BoolArray:
+        """Which rows were cut."""
+        ...
 
     def features(self, rows: IntArray, width: int) -> Features:
-        """Returns what the model's forward takes for these rows, padded to `width` where it pads."""
+        """Returns what the model takes for these rows, padded to `width` where it pads."""
         ...
 
 
@@ -63,8 +72,8 @@ class Padding:
         side: `left` or `right`.
         pad_id: id of the padding token.
         type_ids: whether the model takes `token_type_ids`.
-        positions: whether positions are given, counted from each row's first real token. Without them a
-            left-padded row of a model with absolute positions depends on how far it was padded.
+        positions: whether positions are given, counted from each row's first real token. Without
+            them a left-padded row of a model with absolute positions depends on its padding.
         extra: further features, the same for each batch.
     """
 
@@ -91,7 +100,7 @@ class FlatTokens:
     padding: Padding
 
     def features(self, rows: IntArray, width: int) -> Features:
-        """Returns `input_ids`, `attention_mask` and what else the model takes, each (n_rows, width)."""
+        """Returns `input_ids`, `attention_mask` and what else is wanted, each (n_rows, width)."""
         pad, lengths = self.padding, self.lengths[rows][:, None]  # (n_rows, 1)
         column = np.arange(width)[None, :]
         mask = column < lengths if pad.side == "right" else column >= width - lengths
@@ -128,7 +137,7 @@ class FastTokenizer:
         self.n_special = len(head) + len(tail)
         self.room = max_tokens - self.n_special
 
-    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> FlatTokens:
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> Tokens:
         """Returns the tokens of `texts`, each cut to the limit and framed by its special tokens."""
         self._reset()
         rows: list[npt.NDArray[np.int32]] = []
@@ -148,7 +157,7 @@ class FastTokenizer:
         )
 
     def count(self, text: str) -> int:
-        """Returns how many tokens a text has before truncation, prompt and special tokens counted."""
+        """Returns how many tokens a text has before truncation, all counted."""
         self._reset()
         return self.n_special + len(self._encode_whole([self._prompt + text])[0])
 
@@ -174,7 +183,7 @@ class FastTokenizer:
         return np.concatenate((self._head, np.array(ids, dtype=np.int32), self._tail))
 
     def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
-        """Yields prompt and text of some rows at a time, few enough that their tokens fit into memory."""
+        """Yields prompt and text of so many rows at a time that their tokens fit into memory."""
         chunk: list[str] = []
         n_chars = 0
         for text in texts:
@@ -191,7 +200,7 @@ class FastTokenizer:
         return CHARS_PER_TOKEN * (self.room + MARGIN_TOKENS)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of each text; of a very long one only the first, more than there is room for."""
+        """Returns the ids of each text; of a long one the first, more than there is room for."""
         n_chars = self._enough_chars
         if self._from_left:
             return self._encode_whole(texts)
@@ -212,12 +221,12 @@ class FastTokenizer:
 
 
 class LibraryTokenizer:
-    """The tokenising of sentence-transformers itself, for models that need more than ids and a mask."""
+    """The library's own tokenising, for models that need more than ids and a mask."""
 
     def __init__(self, model: Any, *, prompt: str) -> None:
         self._model, self._prompt = model, prompt
 
-    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> LibraryTokens:
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> Tokens:
         """Returns the lengths of `texts`; the tokens themselves are made batch by batch."""
         lengths = np.zeros(len(texts), dtype=np.int64)
         truncated = np.zeros(len(texts), dtype=np.bool_)
@@ -259,6 +268,6 @@ def n_tokens(features: Features) -> int:
 
 
 def _prefix(text: str, n_chars: int) -> str:
-    """Returns about the first `n_chars` characters, cut where a word begins if there is such a place."""
+    """Returns about the first `n_chars` characters, cut between words if there are words."""
     end = text.rfind(" ", 0, n_chars)
     return text[: end if end > 0 else n_chars]

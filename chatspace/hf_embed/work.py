@@ -7,7 +7,9 @@ import platform
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ def run_slice(work: SliceWork) -> SliceOutcome:
     """Embeds the shards of a slice and commits each; returns early if a stop is requested.
 
     Raises:
-        UserError: the model or a row cannot be embedded as the spec says, or a shard cannot be written.
+        UserError: a model or row cannot be used as the spec says, or a shard cannot be written.
         UnfitEnvironmentError: the device is not there.
     """
     from chatspace.data.rows import SplitReader
@@ -65,8 +67,8 @@ def embed_slice(work: SliceWork, reader: Reader) -> SliceOutcome:
 def prepare_process(threads: int) -> None:
     """Gives PyTorch and the tokenizers library the threads of this task, no more.
 
-    A fixed number of threads is also what makes vectors on a CPU the same bit for bit: sums are split
-    among threads.
+    A fixed number of threads is also what makes vectors on a CPU the same bit for bit: sums are
+    split among threads.
     """
     # Said outright, so that the library neither guesses nor warns when a process forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
@@ -75,10 +77,8 @@ def prepare_process(threads: int) -> None:
 
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
-        try:
+        with suppress(RuntimeError):  # only possible before the first parallel work of a process
             torch.set_num_interop_threads(1)
-        except RuntimeError:  # only possible before the first parallel work of a process
-            pass
 
 
 def _encoder(work: SliceWork, counters: Counters) -> Any:
@@ -88,8 +88,112 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
     model = ModelSection.model_validate(work.plan.spec["model"])
     encode = EncodeSection.model_validate(work.plan.spec["encode"])
     encoder = load_encoder(model, encode, path=work.plan.model.get("path"))
-    encoder.runtime.update(software_facts(), threads=work.threads)
+    facts = software_facts() | hardware_facts(encoder.runtime["device"])
+    encoder.runtime.update(facts, threads=work.threads)
     if encode.compile:
         counters.stage = "warming up"
         warm_up(encoder)
     return encoder
+
+
+def _pipeline(
+    work: SliceWork, reader: Reader, encoder: Any, counters: Counters, flow: Flow
+) -> Pipeline:
+    spec = work.plan.spec
+    model = ModelSection.model_validate(spec["model"])
+    output = OutputSection.model_validate(spec["output"])
+
+    def to_table(rows: Rows, vectors: Vectors) -> pa.Table:
+        return embedding_table(
+            rows=rows,
+            vectors=vectors,
+            source=spec["dataset"]["source"],
+            dataset=work.split.dataset,
+            split=work.split.name,
+            model=work.plan.model.get("name", model.name),
+            created_at=work.plan.created_at,
+            run_id=work.plan.run_id,
+            keep_text=output.keep_text,
+        )
+
+    return Pipeline(
+        encoder=encoder,
+        reader=reader,
+        to_table=to_table,
+        commit=work.commit,
+        stop=work.stop,
+        settings=Settings(
+            prefetch_batches=EncodeSection.model_validate(spec["encode"]).prefetch_batches,
+            refuse_too_long=model.on_too_long == "error",
+            dtype=output.dtype,
+        ),
+        counters=counters,
+        flow=flow,
+    )
+
+
+def _outcome(
+    work: SliceWork, *, start: float, setup_s: float = 0.0, pipeline: Pipeline | None = None
+) -> SliceOutcome:
+    elapsed_s = time.perf_counter() - start
+    if pipeline is None:  # nothing to do, or told to stop before there was anything in hand
+        times = {name: StageTimes() for name in STAGES}
+        return SliceOutcome(
+            n_tokens=0,
+            n_padded_tokens=0,
+            stages=times,
+            runtime={},
+            interrupted=bool(work.spans),
+            elapsed_s=elapsed_s,
+        )
+    return SliceOutcome(
+        n_tokens=pipeline.counters.n_tokens,
+        n_padded_tokens=pipeline.counters.n_padded_tokens,
+        stages={name: pipeline.clocks[name].times for name in STAGES},
+        runtime=pipeline.encoder.runtime,
+        interrupted=pipeline.n_committed < len(work.spans),
+        notes=tuple(pipeline.encoder.notes),
+        elapsed_s=elapsed_s,
+        setup_s=setup_s,
+    )
+
+
+def hardware_facts(device: str) -> dict[str, Any]:
+    """Returns the name of the processor, and of the GPU and its driver where one is used."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return {"device_name": cpu_name(), "gpu": None, "driver": None}
+    name = torch.cuda.get_device_name(device)
+    return {"device_name": name, "gpu": name, "driver": driver_version()}
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as Linux says it, else the architecture."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def driver_version() -> str | None:
+    """Returns the version of the NVIDIA driver, None where `nvidia-smi` does not say."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.splitlines()[0].strip() if answer.stdout.strip() else None
+
+
+def software_facts() -> dict[str, str]:
+    """Returns the versions of the libraries that decide what a vector is."""
+    names = ("torch", "transformers", "sentence-transformers", "tokenizers")
+    return {name: version(name) for name in names}

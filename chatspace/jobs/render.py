@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,18 @@ def render_gather(plan: Plan) -> str:
     Raises:
         SpecError: a value that no batch script can hold.
     """
-    cluster = plan.cluster
+    # It reads manifests: any node does, and a GPU node would be wasted on it.
+    lean = {"constraint": None, "time": "01:00:00", "mem_gb": 4, "cpus_per_task": 2, "nv": False}
+    cluster = {**plan.cluster, **lean}
     directives = {
         "job-name": f"{plan.run_id}-gather",
-        **_resources({**cluster, "time": "01:00:00", "mem_gb": 4, "cpus_per_task": 2}),
+        **_resources(cluster),
         "output": _log_path(cluster, plan, "%j"),
         "open-mode": "append",
         **_mail(cluster),
         **_extra(cluster),
     }
-    return _render("gather.slurm.j2", **_common(plan, directives))
+    return _render("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
 
 
 def directive_lines(directives: Mapping[str, Any]) -> list[str]:
@@ -185,21 +187,20 @@ def container_command(plan: Plan, runtime: str) -> list[str]:
 
 def container_binds(plan: Plan) -> list[str]:
     """Returns the bind mounts: the workspace, the inputs, the model, and what the spec and profile say."""
-    wanted = [plan.workspace, *_input_folders(plan)]
-    wanted += [path for path in (plan.model.get("path"), plan.cluster["hf_home"]) if path]
+    hf_home = [plan.cluster["hf_home"]] if plan.cluster["hf_home"] else []
+    wanted = [plan.workspace, *plan.cluster["input_folders"], *hf_home]
     for path in wanted:
         if ":" in path or "," in path:
             raise SpecError(
                 f"Path cannot be bound into a container: {path}; `:` and `,` separate bind mounts. "
                 f"Rename the folder."
             )
+    given = plan.cluster["binds"]
+    sources = [Path(bind.split(":")[0]) for bind in given if ":" not in bind]
     folders = [Path(path) for path in dict.fromkeys(wanted)]
-    outer = [p for p in folders if not any(q != p and q in p.parents for q in folders)]
-    return [*map(str, outer), *(plan.cluster["binds"] or ())]
-
-
-def _input_folders(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(str(Path(f.path).parent) for s in plan.splits for f in s.files))
+    covered = [*folders, *sources]
+    outer = [p for p in folders if not any(q in p.parents for q in covered) and p not in sources]
+    return [*map(str, outer), *given]
 
 
 def _resources(cluster: Mapping[str, Any]) -> dict[str, Any]:

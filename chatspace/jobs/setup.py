@@ -93,8 +93,23 @@ def plan_run(
     if cluster.max_array_size is None:
         cluster = replace(cluster, max_array_size=ask_max_array_size())
     plan = build_plan(spec, cluster, spec_path=spec_path, note=note)
-    digest = _image_sha256(plan, note)
-    return replace(plan, cluster={**plan.cluster, "image_sha256": digest})
+    found = {"image_sha256": _image_sha256(plan, note), "input_folders": input_folders(plan)}
+    return replace(plan, cluster={**plan.cluster, **found})
+
+
+def input_folders(plan: Plan) -> list[str]:
+    """Returns the folders that tasks read from, as named and, behind symbolic links, as they really are.
+
+    A model in the hub's cache, for one, is a folder of links into another folder.
+    """
+    files = [Path(file.path) for split in plan.splits for file in split.files]
+    folders = {path.parent: None for path in files}
+    if plan.model.get("path"):
+        model = Path(plan.model["path"])
+        folders[model] = None
+        files += [path for path in model.rglob("*") if path.is_symlink()]
+    folders.update((path.resolve().parent, None) for path in files if path.is_symlink())
+    return list(map(str, folders))
 
 
 def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:

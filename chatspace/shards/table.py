@@ -1,4 +1,4 @@
-"""The rows of a shard as an Arrow table, and its vectors as a numpy array again: no Python lists between."""
+"""The rows of a shard as an Arrow table, and its vectors as an array again; no Python lists."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
 class EmbeddedRows(Protocol):
-    """The input rows of a shard that have a vector, in input order.
-
-    Attributes:
-        row_index: position in the split, (n_rows,) int64.
-        ids: unique ids, strings.
-        texts: what was embedded.
-        metadata: one JSON object each, strings.
-    """
+    """The input rows of a shard that have a vector, in input order."""
 
     @property
-    def row_index(self) -> npt.NDArray[np.int64]: ...
+    def row_index(self) -> npt.NDArray[np.int64]:
+        """Positions in the split, (n_rows,)."""
+        ...
+
     @property
-    def ids(self) -> pa.Array: ...
+    def ids(self) -> pa.Array:
+        """Unique ids, strings."""
+        ...
+
     @property
-    def texts(self) -> list[str]: ...
+    def texts(self) -> list[str]:
+        """What was embedded."""
+        ...
+
     @property
-    def metadata(self) -> pa.Array: ...
+    def metadata(self) -> pa.Array:
+        """One JSON object each, strings."""
+        ...
 
 
 def embedding_schema(dim: int, dtype: str) -> pa.Schema:
     """Returns the columns of a shard of vectors.
 
-    What is the same in every row is a plain string all the same: it reads as one in pandas, DuckDB and
-    datasets, and Parquet's own dictionary encoding stores it once.
+    What is the same in every row is a plain string all the same: it reads as one in pandas, DuckDB
+    and datasets, and Parquet's own dictionary encoding stores it once.
 
     Args:
         dim: length of the vectors.
@@ -77,11 +81,18 @@ def embedding_table(
     Args:
         rows: the rows, in input order.
         vectors: their vectors in the same order, (n_rows, dim), float32 or float16.
+        source: where the dataset comes from, as its spec says.
+        dataset: label of the dataset.
+        split: name of the split.
+        model: name of the model.
         created_at: ISO 8601; without a zone it is taken as UTC.
+        run_id: the run that made the vectors.
         keep_text: store the text; without it the column is null.
     """
     n_rows, dim = vectors.shape
-    assert n_rows == len(rows.row_index) == len(rows.ids) == len(rows.texts), "a vector for each row"
+    assert n_rows == len(rows.row_index) == len(rows.ids) == len(rows.texts), (
+        "a vector for each row"
+    )
     schema = embedding_schema(dim, vectors.dtype.name)
     columns: dict[str, Any] = {
         "id": rows.ids,
@@ -108,13 +119,17 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> Vectors:
     if not pa.types.is_fixed_size_list(column.type):
         raise ValueError(f"Not a column of vectors: type={column.type}; fixed_size_list is needed.")
     if column.null_count:
-        raise ValueError(f"A column of vectors has nulls: null_count={column.null_count}; none may be.")
+        raise ValueError(
+            f"A column of vectors has nulls: null_count={column.null_count}; none may be."
+        )
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [_chunk_matrix(chunk) for chunk in chunks if len(chunk)]
     if len(parts) == 1:
         return parts[0]
-    empty = np.empty((0, column.type.list_size), column.type.value_type.to_pandas_dtype())
-    return np.concatenate(parts) if parts else empty
+    if not parts:
+        dtype = column.type.value_type.to_pandas_dtype()
+        return np.empty((0, column.type.list_size), dtype)
+    return np.concatenate(parts)
 
 
 def _vector_array(vectors: Vectors, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:

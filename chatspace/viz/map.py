@@ -27,18 +27,20 @@ _EXCERPT_BYTES = 640  # of UTF-8: text that needs four bytes a character must no
 _ID_CHARS = 160
 _GRID = 65_535  # positions as whole numbers: finer than any screen, a third of the bytes of floats
 
-# Hues that stay apart for the common kinds of colour blindness, after Okabe and Ito (2008) and the
-# muted scheme of Paul Tol (https://sronpersonalpages.nl/~pault/), for light and for dark ground.
+# Found by search: calm colours whose least distance in OKLab is largest, for normal vision and for
+# the three kinds of colour blindness (Machado et al., "A physiologically-based model for simulation of
+# color vision deficiency", 2009); for light and for dark ground.
 LIGHT_PALETTE = (
-    *("#0072b2", "#e69f00", "#117733", "#cc6677", "#56b4e9", "#882255"),
-    *("#44aa99", "#d55e00", "#aa4499", "#999933", "#332288", "#c9a227"),
+    *("#3767c4", "#e56179", "#66c354", "#9c7ee8", "#9a1b18", "#3099af"),
+    *("#837d1f", "#a74284", "#0b604b", "#66339b", "#5e1535", "#0f3172"),
 )
 DARK_PALETTE = (
-    *("#3d9be0", "#f0b429", "#3fae63", "#ec8b9b", "#8fd3ff", "#cf5b93"),
-    *("#66d3bf", "#ff7f3b", "#d97ad0", "#c6c653", "#8f83f0", "#f5e08a"),
+    *("#12b1f1", "#dc88bc", "#d9f866", "#dcbcf9", "#c44420", "#a9f3fe"),
+    *("#f5ba29", "#9dba89", "#2ba675", "#a466d4", "#e8781a", "#43e9af"),
 )
 _OTHER_LIGHT, _OTHER_DARK = "#b4b2ab", "#6d7076"
 _PAPER, _INK, _FAINT = "#fcfbf8", "#23252b", "#74757b"
+_READING = "Near points have similar vectors; distances between clusters and the axes mean nothing."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,23 +135,27 @@ def _densest(points: NDArray[Any]) -> tuple[float, float]:
 
 
 def _draw(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -> Any:
-    """Returns a matplotlib figure, drawn without pyplot: that would keep it, and choose a backend."""
+    """Returns a matplotlib figure, drawn without pyplot, which would keep it and pick a backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), dpi=200)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.03, 0.03, 0.75, 0.84))
+    axes = figure.add_axes((0.02, 0.05, 0.77, 0.83))
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.02)
     size = float(np.clip(60_000 / max(len(rows.ids), 1), 3, 60))  # square points
     # Small groups last and `other` first, so that nothing rare is painted over.
     for group in sorted(groups, key=lambda g: (g.name != OTHER, -len(g.members))):
         xy = rows.xy[group.members]  # (n_members, 2)
         axes.scatter(xy[:, 0], xy[:, 1], s=size, c=group.light, alpha=0.72, linewidths=0)
     _label(axes, groups)
-    figure.text(0.035, 0.935, title, fontsize=21, fontweight="bold", color=_INK, parse_math=False)
-    figure.text(0.036, 0.9, subtitle, fontsize=11.5, color=_FAINT, parse_math=False)
+    figure.text(0.036, 0.03, _READING, fontsize=9.5, color=_FAINT)
+    figure.text(
+        0.035, 0.935, _plain(title), fontsize=21, fontweight="bold", color=_INK, parse_math=False
+    )
+    figure.text(0.036, 0.9, _plain(subtitle), fontsize=11.5, color=_FAINT, parse_math=False)
     _legend(figure, groups)
     return figure
 
@@ -164,7 +170,7 @@ def _label(axes: Any, groups: list[_Group]) -> None:
         if group.name == OTHER or any(abs(x - a) < 0.3 and abs(y - b) < 0.07 for a, b in placed):
             continue
         placed.append(group.anchor)
-        label = axes.text(x, y, group.name, parse_math=False, ha="center", va="center")
+        label = axes.text(x, y, _plain(group.name), parse_math=False, ha="center", va="center")
         label.set(fontsize=11, fontweight="bold", color=_INK)
         label.set_path_effects([withStroke(linewidth=3.5, foreground=_PAPER, alpha=0.9)])
 
@@ -176,7 +182,9 @@ def _legend(figure: Any, groups: list[_Group]) -> None:
         y = 0.84 - index * 0.036
         dot = Line2D([0.807], [y + 0.006], marker="o", markersize=8, color=group.light, lw=0)
         figure.add_artist(dot)
-        figure.text(0.82, y, _cut(group.name, 18), fontsize=11.5, color=_INK, parse_math=False)
+        figure.text(
+            0.82, y, _cut(_plain(group.name), 18), fontsize=11.5, color=_INK, parse_math=False
+        )
         figure.text(0.975, y, f"{len(group.members):,}", fontsize=11.5, color=_FAINT, ha="right")
 
 
@@ -193,16 +201,22 @@ def _page_data(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -
         which[group.members] = index
     low = rows.xy.min(axis=0) if len(rows.xy) else np.zeros(2)  # (2,)
     reach = float(np.ptp(rows.xy, axis=0).max()) if len(rows.xy) else 0.0
-    grid = np.rint((rows.xy - low) * (_GRID / (reach or 1.0))).astype(np.int64)  # (n, 2)
+
+    def to_grid(xy: NDArray[Any]) -> Any:
+        return np.rint((xy - low) * (_GRID / (reach or 1.0))).astype(np.int64).tolist()
+
+    grid = to_grid(rows.xy)  # (n, 2)
     return {
         "title": title,
         "subtitle": subtitle,
+        "reading": _READING,
         "groups": [
-            {"name": group.name, "light": group.light, "dark": group.dark} for group in groups
+            {"name": g.name, "light": g.light, "dark": g.dark, "at": to_grid(np.array(g.anchor))}
+            for g in groups
         ],
         "group": which.tolist(),
-        "x": grid[:, 0].tolist(),
-        "y": grid[:, 1].tolist(),
+        "x": [x for x, _ in grid],
+        "y": [y for _, y in grid],
         "ids": [_cut(name, _ID_CHARS) for name in rows.ids],
         "texts": [_excerpt(text) for text in rows.texts],
     }
@@ -227,3 +241,8 @@ def _excerpt(text: str) -> str:
 
 def _cut(text: str, n_chars: int) -> str:
     return text if len(text) <= n_chars else text[: n_chars - 1] + "…"
+
+
+def _plain(text: str) -> str:
+    """Returns one line that a font engine takes: no control characters, no half surrogates."""
+    return "".join(char if char.isprintable() else "\N{MIDDLE DOT}" for char in text)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chatspace.errors import SpecError
+from chatspace.jobs.render import (
+    array_jobs,
+    directive_lines,
+    missing_command,
+    ranges_text,
+    render_array,
+    render_gather,
+)
+from chatspace.plan.model import Plan
+from tests.plans import plan_of, split_plan
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = ["two words", "it's", 'say "hi"', "$HOME", "`id`", "a;b&c|d", "naïve-日本語", "back\\slash", "#x"]
+
+
+@pytest.fixture(autouse=True)
+def _user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ada")
+
+
+def container_plan(**more: object) -> Plan:
+    slurm = {"profile": "nyu_torch", "account": "pr_1_general", "array_parallelism": 4}
+    return plan_of(slurm=slurm, container={"image": "/scratch/ada/cuda.sif"}, **more)
+
+
+def scripts() -> dict[str, str]:
+    plain, inside = plan_of(), container_plan()
+    conda = plan_of(slurm={"profile": "princeton"})
+    several = plan_of(splits=(split_plan("train"), split_plan("test", rows=300)))
+    return {
+        "embed-generic.slurm": render_array(plain, array_jobs(plain)[0]),
+        "embed-container.slurm": render_array(inside, array_jobs(inside)[0]),
+        "embed-modules.slurm": render_array(conda, array_jobs(conda)[0]),
+        "embed-split.slurm": render_array(several, array_jobs(several)[1]),
+        "gather-container.slurm": render_gather(inside),
+    }
+
+
+def check_shell(text: str, folder: Path) -> None:
+    path = folder / "script.sh"
+    path.write_text(text, encoding="utf-8")
+    subprocess.run(["bash", "-n", str(path)], check=True, timeout=20)
+    shellcheck = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
+    done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout
+
+
+def test_render_every_case_equals_its_golden_file() -> None:
+    rendered = scripts()
+    assert {path.name for path in GOLDEN.glob("*.slurm")} == set(rendered)
+    for name, text in rendered.items():
+        assert text == (GOLDEN / name).read_text(encoding="utf-8"), name
+
+
+def test_render_every_script_passes_bash_and_shellcheck(tmp_path: Path) -> None:
+    for text in scripts().values():
+        check_shell(text, tmp_path)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_render_hostile_values_stay_one_word(value: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ws" / value
+    (folder / "runs" / "docs-01234567").mkdir(parents=True)
+    image = tmp_path / f"{value}.sif"
+    image.touch()
+    runtime = tmp_path / "bin" / "apptainer"
+    runtime.parent.mkdir()
+    runtime.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    runtime.chmod(0o755)
+    plan = replace(plan_of(), workspace=str(folder))
+    plan = replace_cluster(
+        plan,
+        account=value,
+        log_dir=f"/tmp/logs {value}",
+        image=str(image),
+        runtime="auto",
+        venv=f"/venv/{value}",
+        env={"X": value},
+    )
+    check_shell(render_array(plan, array_jobs(plan)[0]), tmp_path)
+    text = render_gather(plan)
+    check_shell(text, tmp_path)
+    path = f"{runtime.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", text], capture_output=True, text=True, timeout=20, env={"PATH": path}
+    )
+    assert done.stdout.splitlines() == [
+        *("exec", "--bind", str(folder), "--bind", "/data/docs", "--bind", "/models/tiny", str(image)),
+        *("bash", "-c", 'source "$0/bin/activate" && exec "$@"', f"/venv/{value}"),
+        *("python", "-m", "chatspace", "gather", f"{folder}/runs/docs-01234567/plan.json"),
+    ], done.stderr
+
+
+def test_render_multi_line_variable_reaches_the_task(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "docs-01234567").mkdir(parents=True)
+    plan = replace_cluster(plan_of(tmp_path), env={"X": "one\ntwo"})
+    text = render_gather(plan).split("# Exit code 3")[0] + 'printf "%s" "$X"\n'
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "one\ntwo"
+
+
+def test_render_line_break_in_a_path_is_refused() -> None:
+    plan = replace(plan_of(), workspace="/tmp/two\nlines")
+    with pytest.raises(SpecError, match="line breaks are not allowed"):
+        render_array(plan, array_jobs(plan)[0])
+
+
+def test_render_path_that_cannot_be_bound_is_refused() -> None:
+    plan = plan_of("/tmp/a:b", container={"image": "/x.sif"})
+    with pytest.raises(SpecError, match="cannot be bound"):
+        render_array(plan, array_jobs(plan)[0])
+
+
+def test_render_directive_of_chatspace_in_extra_is_refused() -> None:
+    plan = plan_of(slurm={"extra": {"array": "0-3"}})
+    with pytest.raises(SpecError, match=r"slurm\.extra\.array"):
+        render_array(plan, array_jobs(plan)[0])
+
+
+def test_directive_lines_zero_stays_and_false_goes() -> None:
+    lines = directive_lines({"nice": 0, "requeue": True, "exclusive": False, "qos": None})
+    assert lines == ["#SBATCH --nice=0", "#SBATCH --requeue"]
+
+
+def test_array_jobs_one_split_is_one_script() -> None:
+    assert [job.script for job in array_jobs(plan_of())] == ["embed.slurm"]
+
+
+def test_array_jobs_above_the_array_limit_are_windows_without_gap() -> None:
+    plan = plan_of(splits=(split_plan(rows=2500, count=25),))
+    plan = replace_cluster(plan, max_array_size=10)
+    jobs = array_jobs(plan)
+    assert [(job.offset, job.count) for job in jobs] == [(0, 10), (10, 10), (20, 5)]
+    assert jobs[1].script == "embed-window2.slurm"
+    text = render_array(plan, jobs[1])
+    assert "#SBATCH --array=0-9" in text
+    assert "slice=$((SLURM_ARRAY_TASK_ID + 10))" in text
+
+
+def test_missing_command_names_array_indexes_of_the_right_window() -> None:
+    plan = replace_cluster(plan_of(splits=(split_plan(rows=2500, count=25),)), max_array_size=10)
+    command = missing_command(plan, plan.splits[0], [3, 11, 12, 24])
+    folder = "/workspace/runs/docs-01234567"
+    assert command == (
+        f"sbatch --array=3 {folder}/embed-window1.slurm && "
+        f"sbatch --array=1-2 {folder}/embed-window2.slurm && "
+        f"sbatch --array=4 {folder}/embed-window3.slurm"
+    )
+
+
+def test_ranges_text_joins_neighbours() -> None:
+    assert ranges_text([0, 1, 2, 7, 9, 10]) == "0-2,7,9-10"
+
+
+def replace_cluster(plan: Plan, **changes: object) -> Plan:
+    return replace(plan, cluster={**plan.cluster, **changes})
