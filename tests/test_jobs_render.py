@@ -48,12 +48,12 @@ def scripts() -> dict[str, str]:
     }
 
 
-def check_shell(text: str, folder: Path) -> None:
+def check_shell(text: str, folder: Path, *options: str) -> None:
     path = folder / "script.sh"
     path.write_text(text, encoding="utf-8")
     subprocess.run(["bash", "-n", str(path)], check=True, timeout=20)
     shellcheck = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
-    done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([shellcheck, *options, str(path)], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stdout
 
 
@@ -89,9 +89,10 @@ def test_render_hostile_values_stay_one_word(value: str, tmp_path: Path) -> None
         venv=f"/venv/{value}",
         env={"X": value},
     )
-    check_shell(render_array(plan, array_jobs(plan)[0]), tmp_path)
+    # SC2016 asks whether `$` in single quotes was meant to expand: here it must not.
+    check_shell(render_array(plan, array_jobs(plan)[0]), tmp_path, "--exclude=SC2016")
     text = render_gather(plan)
-    check_shell(text, tmp_path)
+    check_shell(text, tmp_path, "--exclude=SC2016")
     path = f"{runtime.parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", text], capture_output=True, text=True, timeout=20, env={"PATH": path}

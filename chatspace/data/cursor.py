@@ -103,7 +103,7 @@ def _chunks(
 def _batches(
     parquet: pq.ParquetFile, file: InputFile, start: int, columns: list[str]
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yields the file's batches from row `start` on, row group by row group, with their first row."""
+    """Yields the file's batches from row `start` on, each with its first row."""
     row = 0
     for group, n_rows in enumerate(file.row_groups):
         if row + n_rows <= start:

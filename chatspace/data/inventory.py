@@ -58,7 +58,7 @@ def inventory(
     if not any(file.rows for file in files):
         first = f" such as {shown(paths[0])}" if paths else ""
         raise InputError(
-            f"Empty dataset: {len(files)} files{first} hold no rows. Check the path and the split."
+            f"Empty dataset: {len(files)} files{first} hold no rows. Check path and split."
         )
     return files
 

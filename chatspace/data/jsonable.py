@@ -29,7 +29,7 @@ def json_objects(columns: dict[str, list[Any]], n_rows: int) -> list[str]:
 
 
 def python_values(column: pa.Array, broken: Any = _BROKEN) -> list[Any]:
-    """Returns a column as Python values; `broken` stands for those that hold text that is no UTF-8."""
+    """Returns a column as Python values; `broken` stands for text that is no UTF-8."""
     try:
         values: list[Any] = column.to_pylist()
         return values
@@ -49,7 +49,7 @@ def _object(row: dict[str, Any]) -> str:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
     except (ValueError, TypeError):
         text = json.dumps(_cleaned(row), ensure_ascii=False, allow_nan=False)
-    # Half of a surrogate pair, as JSON escapes can carry it, has no UTF-8; its escape is valid JSON.
+    # Half of a surrogate pair, as JSON escapes can carry it, has no UTF-8; its escape is valid.
     return text if text.isascii() or _encodes(text) else json.dumps(json.loads(text))
 
 

@@ -46,8 +46,8 @@ class PreparedRows:
 class SplitReader:
     """Reads the spans of one split; consecutive spans stream through the files once.
 
-    Any span can be read at any time; one that does not follow the last begins with a seek to its row
-    group. Used by one thread at a time.
+    Any span can be read at any time; one that does not follow the last begins with a seek to its
+    row group. Used by one thread at a time.
     """
 
     def __init__(
@@ -96,11 +96,9 @@ class SplitReader:
                 kept.append(offset)
                 rows.texts.append(text)
         offsets = np.array(kept, dtype=np.int64)
-        batch = chunk.batch if len(kept) == len(values) else chunk.batch.take(pa.array(offsets))
-        row_index = offsets + chunk.row  # (n_kept,)
-        rows.row_index.append(row_index)
-        rows.ids.append(self._ids(chunk, batch, row_index))
-        rows.metadata.append(self._metadata(batch, [values[offset] for offset in kept]))
+        rows.row_index.append(offsets + chunk.row)  # (n_kept,)
+        rows.ids.append(self._ids(chunk, offsets))
+        rows.metadata.append(self._metadata(chunk, values, kept))
 
     def _text(self, value: Any, skipped: Counter[str]) -> str | None:
         if value is _INVALID:
@@ -115,22 +113,22 @@ class SplitReader:
             return str(value)
         return None
 
-    def _ids(self, chunk: Chunk, batch: pa.RecordBatch, row_index: Any) -> pa.Array:
+    def _ids(self, chunk: Chunk, offsets: npt.NDArray[np.int64]) -> pa.Array:
         name = self._dataset.id_field
         if name is None:
-            return pa.array([f"{self._id_prefix}{row}" for row in row_index.tolist()], pa.string())
-        # Checked before rows are left out: a missing id is an error, whatever its text is.
-        if chunk.batch.column(name).null_count:
-            batch = chunk.batch
-        return id_strings(batch.column(name), name, chunk.path, chunk.file_row)
+            rows = (offsets + chunk.row).tolist()
+            return pa.array([f"{self._id_prefix}{row}" for row in rows], pa.string())
+        ids = id_strings(chunk.batch.column(name), name, chunk.path, chunk.file_row)
+        return ids.take(pa.array(offsets))
 
-    def _metadata(self, batch: pa.RecordBatch, originals: list[Any]) -> pa.Array:
-        columns = {name: python_values(batch.column(name)) for name in self._keep_columns}
+    def _metadata(self, chunk: Chunk, originals: list[Any], kept: list[int]) -> pa.Array:
+        columns = {name: python_values(chunk.batch.column(name)) for name in self._keep_columns}
         if self._dataset.extract_first_assistant:
             columns[self._dataset.text_field] = originals
         if not columns:
-            return pa.repeat(pa.scalar("{}"), batch.num_rows)
-        return pa.array(json_objects(columns, batch.num_rows), pa.string())
+            return pa.repeat(pa.scalar("{}"), len(kept))
+        wanted = {name: [values[at] for at in kept] for name, values in columns.items()}
+        return pa.array(json_objects(wanted, len(kept)), pa.string())
 
 
 @dataclass(slots=True)
@@ -171,6 +169,6 @@ def _concatenated(parts: list[pa.Array], span: ShardSpan) -> pa.Array:
         return pa.concat_arrays([pa.array([], pa.string()), *parts])
     except pa.ArrowInvalid as error:  # 32-bit offsets
         raise InputError(
-            f"Rows too large: rows {span.row_start} to {span.row_stop} have more than 2 GiB of ids or "
-            "metadata. Lower output.rows_per_shard."
+            f"Rows too large: rows {span.row_start} to {span.row_stop} have more than 2 GiB of ids "
+            "or metadata. Lower output.rows_per_shard."
         ) from error
