@@ -164,7 +164,9 @@ def submit(
     if executor not in ("local", "sbatch", "submitit"):
         raise InputError(f"Unknown executor: {executor!r}; known: local, sbatch, submitit.")
     path = Path(spec) if isinstance(spec, (str, Path)) else None
-    done = set_up(_loaded(spec, overrides), spec_path=path, spec_text=path and path.read_text())
+    run_spec = _loaded(spec, overrides)
+    text = path.read_text(encoding="utf-8") if path else None
+    done = set_up(run_spec, spec_path=path, spec_text=text)
     if executor == "sbatch":
         submit_all(done, SlurmScheduler(), again=again)
         return Run(done.plan)

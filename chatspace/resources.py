@@ -7,11 +7,15 @@ from typing import Literal
 
 _PACKAGE = Path(__file__).resolve().parent
 # What the wheel calls it, and where it stands in the repository; pyproject.toml maps them too.
-_IN_CHECKOUT = {"templates": Path("templates"), "profiles": Path("hpc") / "profiles"}
+_IN_CHECKOUT = {
+    "templates": Path("templates"),
+    "profiles": Path("hpc") / "profiles",
+    "setups": Path("setups"),
+}
 
 
-def resource_dir(name: Literal["templates", "profiles"]) -> Path:
-    """Returns the folder of the packaged `templates` or `profiles`."""
+def resource_dir(name: Literal["templates", "profiles", "setups"]) -> Path:
+    """Returns the folder of the packaged templates, profiles or setups."""
     installed = _PACKAGE / "_resources" / name
     if installed.is_dir():
         return installed

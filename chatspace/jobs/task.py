@@ -47,7 +47,7 @@ def run_task(plan_path: Path, split_name: str, slice_index: int, *, of: int | No
     if todo:
         task.work(todo)
     else:
-        task.events.emit("finished", rows=0, note="nothing to do")
+        task.events.write("finished", rows=0, note="nothing to do")
         log.info(
             "nothing to do run=%s split=%s slice=%d shards=%d are complete",
             plan.run_id, split.name, slice_.index, len(split.spans(slice_)),

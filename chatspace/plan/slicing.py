@@ -34,7 +34,8 @@ def shard_text_bytes(files: Sequence[InputFile], rows: int, rows_per_shard: int)
     row_ends = np.concatenate(([0], np.cumsum(group_rows)))  # (n_groups + 1,)
     byte_ends = np.concatenate(([0], np.cumsum(group_bytes)))  # (n_groups + 1,)
     edges = np.append(np.arange(0, rows, rows_per_shard), rows)  # (n_shards + 1,)
-    return np.diff(np.interp(edges, row_ends, byte_ends).astype(np.int64))
+    weights: Ints = np.diff(np.interp(edges, row_ends, byte_ends).astype(np.int64))
+    return weights
 
 
 def slice_count(section: SlicesSection, rows: int, n_shards: int) -> int:

@@ -28,8 +28,8 @@ _ID_CHARS = 160
 _GRID = 65_535  # positions as whole numbers: finer than any screen, a third of the bytes of floats
 
 # Found by search: calm colours whose least distance in OKLab is largest, for normal vision and for
-# the three kinds of colour blindness (Machado et al., "A physiologically-based model for simulation of
-# color vision deficiency", 2009); for light and for dark ground.
+# the three kinds of colour blindness (Machado et al., "A physiologically-based model for simulation
+# of color vision deficiency", 2009); for light and for dark ground.
 LIGHT_PALETTE = (
     *("#3767c4", "#e56179", "#66c354", "#9c7ee8", "#9a1b18", "#3099af"),
     *("#837d1f", "#a74284", "#0b604b", "#66339b", "#5e1535", "#0f3172"),

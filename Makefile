@@ -1,0 +1,30 @@
+# make demo   install, and run the main job on the embedded default
+# make test   install, and run lint, types and tests; as root on Debian or Ubuntu also against a real SLURM
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint system clean
+
+demo: $(VENV)/.demo
+	$(BIN)/chatspace demo
+
+test: $(VENV)/.dev lint system
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# SLURM and the container runtime: installed where that is possible; without them CI fails, a laptop skips.
+system:
+	hpc/install-test-system
+
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt hpc/make-venv
+	PYTHON=$(PYTHON) hpc/make-venv $(VENV) $*
+	touch $@
+
+clean:
+	rm -rf $(VENV) workspace build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
