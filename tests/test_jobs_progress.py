@@ -40,6 +40,21 @@ def test_slice_progress_speed_leaves_out_the_time_that_loading_took() -> None:
     assert state.eta_s == pytest.approx(890 / 100)
 
 
+def test_slice_progress_without_its_own_clock_takes_the_time_of_the_log() -> None:
+    state = SliceProgress(label="0", rows_total=1000)
+    for second in (10, 11):
+        time = f"2026-01-01T00:00:{second}.500+00:00"
+        state.apply({"time": time, "event": "progress", "rows": second, "n_tokens": second * 100})
+    assert state.tokens_per_s == pytest.approx(100)
+
+
+def test_live_progress_between_two_slices_keeps_the_last_speed() -> None:
+    progress = LiveProgress([("0", 100), ("1", 100)], console=_console())
+    for event in (_progress(10, 100, 1.0), _progress(20, 200, 2.0), {"event": "finished"}):
+        progress.update(0, event)
+    assert progress.overall().eta_s == pytest.approx(10)
+
+
 def test_slice_progress_speed_follows_a_change_slowly() -> None:
     state = SliceProgress(label="0", rows_total=1000)
     for second in range(1, 12):

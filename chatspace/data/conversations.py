@@ -14,9 +14,9 @@ _SHAREGPT_ROLES = _ASSISTANT_ROLES | {"gpt"}
 def first_assistant_text(conversation: Any) -> str | None:
     """Returns the content of the first turn of the assistant that is not blank, None without one.
 
-    The assistant is `role: assistant` or `role: model`, or in ShareGPT's form `from: gpt` (or either
-    of the others); case and surrounding blanks do not matter. Content is text, or a list of parts, of
-    which the text parts are joined by line breaks.
+    The assistant is `role: assistant` or `role: model`, in ShareGPT's form also `from: gpt`; case
+    and surrounding blanks do not matter. Content is text, or a list of parts: its text parts are
+    joined by line breaks.
 
     Args:
         conversation: a list of turns, a struct of lists (`{role: [...], content: [...]}`), or

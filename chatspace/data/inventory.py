@@ -46,8 +46,8 @@ def inventory(
         keep_columns: further columns that must exist.
 
     Raises:
-        InputError: a file is missing, truncated or no Parquet; a column is missing or of a type that
-            cannot be used; there are no rows at all.
+        InputError: a file is missing, truncated or no Parquet; a column is missing or of a wrong
+            type; there are no rows at all.
     """
     look = partial(
         _look, text_field=text_field, conversation=conversation, id_field=id_field,

@@ -47,7 +47,7 @@ def find_files(dataset: DatasetSection, split: str) -> list[Path]:
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Returns paths sorted with the numbers in their names as numbers; the same on every machine."""
+    """Returns paths sorted with the numbers in their names as numbers, the same everywhere."""
 
     def key(path: Path) -> tuple[list[str | int], str]:
         parts = re.split(r"([0-9]+)", str(path))  # text and digits alternate, so keys compare

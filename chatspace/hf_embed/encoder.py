@@ -26,7 +26,8 @@ class Encoder:
 
     Attributes:
         tokenizer: makes tokens of texts.
-        forward: from features to vectors, (n_rows, dim), on the model's device.
+        forward: from features on the device to vectors, (n_rows, dim).
+        device: where the model is.
         dim: length of the vectors.
         max_tokens: longest row in tokens; None if the model has no limit.
         trim_to: see `plan_batches`.
@@ -37,6 +38,7 @@ class Encoder:
 
     tokenizer: RowTokenizer
     forward: Forward
+    device: torch.device
     dim: int
     max_tokens: int | None
     buckets: Buckets
@@ -87,7 +89,7 @@ class Encoder:
         """Returns vectors, or why the memory did not suffice."""
         try:
             with torch.inference_mode():
-                vectors = self.forward(features).float()  # (n_rows, dim)
+                vectors = self.forward(to_device(features, self.device)).float()  # (n_rows, dim)
                 if self.normalize:  # in float32, so that half precision gives lengths of one too
                     vectors = torch.nn.functional.normalize(vectors, dim=-1)
                 result: FloatArray = vectors.cpu().numpy()
@@ -112,6 +114,14 @@ class Encoder:
             f"{prefix}batches were split, down to {n_tokens} tokens, and the run went on; "
             f"set encode.tokens_per_batch={n_tokens} to avoid it."
         )
+
+
+def to_device(features: Features, device: torch.device) -> Features:
+    """Returns features with their tensors on a device."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in features.items()
+    }
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

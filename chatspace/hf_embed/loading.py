@@ -17,8 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed.bucketing import Buckets, Budget
-from chatspace.hf_embed.compiling import compile_model
-from chatspace.hf_embed.encoder import Encoder, Forward
+from chatspace.hf_embed.compiling import compile_model, with_free_rows
+from chatspace.hf_embed.encoder import Encoder, Forward, to_device
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import (
     FastTokenizer,
@@ -70,26 +70,31 @@ def load_encoder(
         max_tokens=min(encode.bucket_max_tokens or limit, limit),
         limit=limit,
     )
-    forward = _forward(model, device)
-    vectors = _probe(model, forward, tokenizer, section)
-    if encode.compile:
-        compile_model(model, encode.compile_mode)
+    forward = _forward(model)
+    vectors = _probe(forward, tokenizer, device, section)
+    compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
+    if compiled:
+        compile_model(model, encode.compile_mode, len(list(buckets.widths())))
+        forward = with_free_rows(forward)
+    elif encode.compile:
+        notes.append("Not compiled: the batches of this model have no fixed lengths.")
     budget = pick_budget(encode, device)
     max_tokens = limit if limit < NO_LIMIT else None
     return Encoder(
         tokenizer=tokenizer,
         forward=forward,
+        device=device,
         dim=vectors.shape[1],
         max_tokens=max_tokens,
         buckets=buckets,
         budget=budget,
-        trim_to=None if encode.compile else TRIM_TO,
+        trim_to=None if compiled else TRIM_TO,
         normalize=normalize,
         runtime={
             **_model_facts(model, section, device),
             "tokens_per_batch": budget.tokens,
             "batch_size": budget.rows,
-            "compile": encode.compile,
+            "compile": compiled,
             "embedding_dim": vectors.shape[1],
             "max_tokens": max_tokens,
         },
@@ -320,27 +325,25 @@ def _agrees(fast: FastTokenizer, library: LibraryTokenizer, prompt: str, limit: 
     )
 
 
-def _forward(model: Any, device: torch.device) -> Forward:
+def _forward(model: Any) -> Forward:
     def forward(features: Features) -> torch.Tensor:
-        on_device = {
-            key: value.to(device) if isinstance(value, torch.Tensor) else value
-            for key, value in features.items()
-        }
-        vectors: torch.Tensor = model(on_device)["sentence_embedding"]  # (n_rows, dim)
+        # A copy, because the model's modules add what they make to the features.
+        vectors: torch.Tensor = model(dict(features))["sentence_embedding"]  # (n_rows, dim)
         return vectors if model.truncate_dim is None else vectors[:, : model.truncate_dim]
 
     return forward
 
 
 def _probe(
-    model: Any, forward: Forward, tokenizer: RowTokenizer, section: ModelSection
+    forward: Forward, tokenizer: RowTokenizer, device: torch.device, section: ModelSection
 ) -> torch.Tensor:
     """Returns the vector of one short text, (1, dim): a sure way to know that the model works."""
     tokens = tokenizer.tokenize([_PROBES[0]], check=lambda: None)
     rows = torch.arange(1).numpy()
     try:
         with torch.inference_mode():
-            return forward(tokens.features(rows, int(tokens.lengths[0])))
+            features = tokens.features(rows, int(tokens.lengths[0]))
+            return forward(to_device(features, device))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
 

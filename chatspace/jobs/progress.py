@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class SliceProgress:
         stage: `waiting`, what the task says it does, or `done`, `failed`, `interrupted`.
         message: why it failed, where the event says.
         tokens_per_s: real tokens, smoothed over some seconds.
+        seen_s: when the last progress was told; only differences mean something.
         rows_lost: rows that nobody works on any more, those of failed slices; for the whole run.
     """
 
@@ -44,7 +46,7 @@ class SliceProgress:
     n_padded_tokens: int = 0
     stage: str = "waiting"
     message: str = ""
-    elapsed_s: float = 0.0
+    seen_s: float | None = None
     tokens_per_s: float = 0.0
     rows_per_s: float = 0.0
     rows_lost: int = 0
@@ -83,18 +85,20 @@ class SliceProgress:
         """Begins an attempt: counters start again, on top of what the event says is done."""
         self.rows_resumed = int(event.get("rows_done", self.rows_resumed))
         self.rows = self.n_tokens = self.n_padded_tokens = 0
-        self.elapsed_s = self.tokens_per_s = self.rows_per_s = 0.0
+        self.tokens_per_s = self.rows_per_s = 0.0
+        self.seen_s = None
         self.stage, self.message = str(event.get("stage", "starting")), ""
 
     def _advance(self, event: Mapping[str, Any]) -> None:
         rows, n_tokens = int(event.get("rows", self.rows)), int(event.get("n_tokens", 0))
-        elapsed_s = float(event.get("elapsed_s", self.elapsed_s))
+        seen_s = _told_at_s(event)
+        span_s = seen_s - self.seen_s if seen_s is not None and self.seen_s is not None else 0.0
         # The first tokens only start the clock: the time before them went into loading the model.
-        if (span_s := elapsed_s - self.elapsed_s) > 0 and self.n_tokens > 0:
+        if span_s > 0 and self.n_tokens > 0:
             share = 1 - math.exp(-span_s / _SMOOTHING_S) if self.tokens_per_s else 1.0
             self.tokens_per_s += share * ((n_tokens - self.n_tokens) / span_s - self.tokens_per_s)
             self.rows_per_s += share * ((rows - self.rows) / span_s - self.rows_per_s)
-        self.rows, self.n_tokens, self.elapsed_s = rows, n_tokens, elapsed_s
+        self.rows, self.n_tokens, self.seen_s = rows, n_tokens, seen_s
         self.n_padded_tokens = int(event.get("n_padded_tokens", self.n_padded_tokens))
         self.stage = str(event.get("stage", self.stage))
 
@@ -194,7 +198,9 @@ class LiveProgress:
 
     def overall(self) -> SliceProgress:
         """Returns the sum of all slices: rows, tokens, speed of those at work."""
-        working = [state for state in self.slices if not state.is_ended]
+        timed = [state for state in self.slices if state.tokens_per_s > 0]
+        # Between two slices none is at work; the speed of the last one is the best guess.
+        working = [state for state in timed if not state.is_ended] or timed[-1:]
         return SliceProgress(
             label="all",
             rows_total=sum(state.rows_total for state in self.slices),
@@ -226,13 +232,23 @@ class LiveProgress:
         state = self.overall()
         share = state.rows_done / state.rows_total if state.rows_total else 1.0
         parts = [f"{state.rows_done:,}/{state.rows_total:,} rows ({share:.0%})", state.stage]
-        if state.tokens_per_s:
+        if state.tokens_per_s and not state.is_ended:
             parts.append(f"{state.tokens_per_s:,.0f} tokens/s, ETA {format_duration(state.eta_s)}")
         self._out(", ".join(parts))
 
     def _out(self, line: str) -> None:
         if self._console is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _told_at_s(event: Mapping[str, Any]) -> float | None:
+    """Returns the task's own clock where it tells it, else the time that stands in the log."""
+    if "elapsed_s" in event:
+        return float(event["elapsed_s"])
+    try:
+        return datetime.fromisoformat(str(event.get("time"))).timestamp()
+    except ValueError:
+        return None
 
 
 def format_duration(seconds: float | None) -> str:

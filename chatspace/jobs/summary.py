@@ -89,9 +89,11 @@ def _headline(summary: Summary) -> RenderableType:
 
 
 def _facts(summary: Summary) -> Table:
+    from rich.text import Text
+
     table = _grid()
     for label, value, note in _fact_rows(summary):
-        table.add_row(label, value, note)
+        table.add_row(label, value, Text(note))
     return table
 
 
@@ -121,7 +123,7 @@ def _stages(stages: dict[str, StageTimes]) -> Table:
         filled = round(share * _BAR_WIDTH)
         bar = Text.assemble(("█" * filled, "cyan"), ("░" * (_BAR_WIDTH - filled), "dim"))
         bar.append(f" {times.busy_s:,.1f} s busy, {times.idle_s:,.1f} s idle")
-        table.add_row(name, f"{share:.0%}", bar)
+        table.add_row(Text(name), f"{share:.0%}", bar)
     return table
 
 

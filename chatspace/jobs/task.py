@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -121,10 +122,12 @@ class _Task:
         stop = StopRequest()
         signals = SignalStop(stop, float(self.plan.cluster.get("grace_s", 120)))
         signals.install()
+        started = time.monotonic()
 
         def report(progress: Progress) -> None:
             signals.rows_flow = signals.rows_flow or progress.stage == "embedding"
-            self.events.write("progress", **asdict(progress))
+            elapsed_s = round(time.monotonic() - started, 3)
+            self.events.write("progress", elapsed_s=elapsed_s, **asdict(progress))
 
         run_slice = KINDS[self.plan.kind].slice_work()
         outcome: SliceOutcome = run_slice(

@@ -128,8 +128,9 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> Vectors:
         return parts[0]
     if not parts:
         dtype = column.type.value_type.to_pandas_dtype()
-        return np.empty((0, column.type.list_size), dtype)
-    return np.concatenate(parts)
+        parts = [np.empty((0, column.type.list_size), dtype)]
+    joined: Any = np.concatenate(parts)
+    return joined  # type: ignore[no-any-return]
 
 
 def _vector_array(vectors: Vectors, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:

@@ -1,0 +1,320 @@
+"""Staging: every dataset is Parquet before it is sliced.
+
+Parquet is used where it lies. Other formats are converted to `datasets/processed/{label}/{split}/`
+below the workspace, as a whole: a folder takes its final name when its last byte is on disk.
+`dataset.json` in it says what it was made from; the same sources are not converted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chatspace.atomic import output_error, sync_folder, temp_path
+from chatspace.data.hub import read_hub, resolve_revision
+from chatspace.data.parquet import check_column, check_text_column, reading
+from chatspace.data.sources import find_files
+from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl
+from chatspace.errors import InputError, OutputError
+from chatspace.layout import Layout, split_label
+from chatspace.spec.base import DatasetSection
+from chatspace.spec.document import shown
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME = "dataset.json"
+# Raised when the same sources would be converted to something else.
+_FORMAT_VERSION = 1
+_PART_BYTES = 1 << 30
+_GROUP_BYTES = 64 << 20
+_GROUP_ROWS = 65536
+
+_READERS: dict[str, Callable[[Sequence[Path]], Table]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "arrow": read_arrow,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedSplit:
+    """Parquet files of one split.
+
+    Attributes:
+        files: absolute paths, in order.
+        identity: what the rows come from, the same in every workspace: name relative to the
+            common folder, bytes, and sha256 (converted files) or mtime_ns (Parquet); for hub
+            datasets name, subset, split and commit.
+        revision: commit of a hub dataset, where it is known.
+    """
+
+    files: list[Path]
+    identity: list[dict[str, Any]]
+    revision: str | None
+
+
+def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str) -> StagedSplit:
+    """Returns one split as Parquet files, converting it first where it is not.
+
+    Raises:
+        InputError: a source is missing, damaged, empty, or lacks a column.
+        OutputError: the workspace cannot be written or is full, or another dataset lies there.
+    """
+    if dataset.source == "parquet":
+        files = find_files(dataset, split)
+        return StagedSplit(files=files, identity=_identity(files), revision=None)
+    folder = Layout(workspace).staged() / split_label(label, split)
+    if dataset.source == "huggingface":
+        return _stage_hub(dataset, split, folder)
+    return _stage_local(dataset, find_files(dataset, split), folder)
+
+
+def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> StagedSplit:
+    home = str(_common_folder(paths))
+    record = _read_record(folder)
+    if record is not None and _is_untouched(record, home, paths):
+        return _staged(folder, record)
+    files = _with_digests(paths)  # reads all bytes, so only where names, sizes or times differ
+    identity = _without(files, "mtime_ns")
+    if record is not None:
+        if identity == record["identity"]:
+            return _staged(folder, record)
+        _refuse_another_dataset(record, dataset.source, home, folder)
+        log.info("restaging folder=%s reason=changed files=%s", folder, _changes(record, identity))
+    table = _READERS[dataset.source](paths)
+    _check_columns(table.schema, dataset, paths[0])
+    about = {"source": dataset.source, "folder": home, "files": files, "identity": identity}
+    return _staged(folder, _write(folder, table, {**about, "revision": None}, str(paths[0])))
+
+
+def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit:
+    what = {"name": dataset.name, "subset": dataset.subset, "split": split}
+    record = _read_record(folder)
+    revision = resolve_revision(dataset)
+    if record is not None:
+        _refuse_another_dataset(record, dataset.source, str(dataset.name), folder)
+        same = all(record["identity"][0][key] == value for key, value in what.items())
+        # Out of reach of the hub, what was staged before is what there is, if asked for alike.
+        asked = record["asked_revision"] == dataset.revision
+        if same and (record["revision"] == revision if revision else asked):
+            return _staged(folder, record)
+        log.info("restaging folder=%s reason=changed revision=%s", folder, revision)
+    table, revision = read_hub(dataset, split, revision)
+    _check_columns(table.schema, dataset, Path(str(dataset.name)))
+    about = {
+        "source": "huggingface",
+        "folder": dataset.name,
+        "identity": [{**what, "revision": revision}],
+        "revision": revision,
+        "asked_revision": dataset.revision,
+    }
+    return _staged(folder, _write(folder, table, about, str(dataset.name)))
+
+
+def _staged(folder: Path, record: dict[str, Any]) -> StagedSplit:
+    return StagedSplit(
+        files=[folder / part["name"] for part in record["parts"]],
+        identity=record["identity"],
+        revision=record["revision"],
+    )
+
+
+def _check_columns(schema: pa.Schema, dataset: DatasetSection, path: Path) -> None:
+    """Refuses before anything is written what the inventory would refuse after."""
+    if not schema.names:
+        raise InputError(
+            f"Empty dataset: {shown(path)} holds no rows. Check the path and the split."
+        )
+    type_ = check_column(schema, dataset.text_field, path, "dataset.text_field")
+    check_text_column(type_, dataset.text_field, path, dataset.extract_first_assistant)
+    if dataset.id_field is not None:
+        check_column(schema, dataset.id_field, path, "dataset.id_field")
+
+
+def _write(folder: Path, table: Table, about: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Writes a staged folder, whole or not at all, and returns its record."""
+    _refuse_strange(folder)
+    temp = temp_path(folder)
+    with _output_errors(folder), _removed_after(temp):
+        _remove_leftovers(folder)
+        temp.mkdir(parents=True)
+        parts = _write_parts(temp, table)
+        rows = sum(part["rows"] for part in parts)
+        if not rows:
+            raise InputError(
+                f"Empty dataset: {origin} holds no rows. Check the path and the split."
+            )
+        record = {"format": _FORMAT_VERSION, **about, "rows": rows, "parts": parts}
+        (temp / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _sync(temp)
+        _swap(temp, folder)
+    log.info("staged folder=%s rows=%d parts=%d", folder, rows, len(parts))
+    return record
+
+
+def _write_parts(folder: Path, table: Table) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    batches = table.batches()
+    pending = next(batches, None)
+    while pending is not None:
+        path = folder / f"part-{len(parts):05d}.parquet"
+        rows = size = 0
+        with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+            while pending is not None and size < _PART_BYTES:
+                group, pending = _group(pending, batches)
+                writer.write_table(pa.Table.from_batches(group, table.schema))
+                rows += sum(batch.num_rows for batch in group)
+                size += sum(batch.nbytes for batch in group)
+        parts.append({"name": path.name, "rows": rows, "bytes": path.stat().st_size})
+    return parts
+
+
+def _group(
+    first: pa.RecordBatch, batches: Iterator[pa.RecordBatch]
+) -> tuple[list[pa.RecordBatch], pa.RecordBatch | None]:
+    """Returns the batches of one row group, and the batch after them."""
+    group, rows, size = [first], first.num_rows, first.nbytes
+    for batch in batches:
+        if rows + batch.num_rows > _GROUP_ROWS or size + batch.nbytes > _GROUP_BYTES:
+            return group, batch
+        group.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+    return group, None
+
+
+def _swap(temp: Path, folder: Path) -> None:
+    """Gives the new folder its name; the old one is out of the way only between two renames."""
+    old = temp.with_name(f"{temp.name}.old.tmp")
+    with suppress(FileNotFoundError):
+        folder.rename(old)
+    temp.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process of this machine left; one that still runs keeps its files."""
+    prefix = temp_path(folder).name.removesuffix(f"{os.getpid()}.tmp")
+    for path in folder.parent.glob("*.tmp"):
+        pid = path.name.removeprefix(prefix).split(".")[0]
+        if path.name.startswith(prefix) and pid.isdecimal() and not _is_another_process(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_another_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+@contextmanager
+def _removed_after(temp: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def _output_errors(folder: Path) -> Iterator[None]:
+    """Names the final folder in what the system says of writing; reading has its own errors."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, folder) from error
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """Returns the record of a staged folder that is whole, else None."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_bytes())
+        whole = record["format"] == _FORMAT_VERSION and all(
+            (folder / part["name"]).stat().st_size == part["bytes"] for part in record["parts"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def _refuse_strange(folder: Path) -> None:
+    """Refuses to replace a folder that staging did not make."""
+    if folder.exists() and not (folder / RECORD_NAME).exists():
+        with _output_errors(folder):
+            if any(folder.iterdir()):
+                raise OutputError(
+                    f"Not a staged dataset: {folder} has files but no {RECORD_NAME}. "
+                    "Move it away, or set dataset.name."
+                )
+
+
+def _refuse_another_dataset(record: dict[str, Any], source: str, home: str, folder: Path) -> None:
+    if (record["source"], record["folder"]) != (source, home):
+        raise OutputError(
+            f"Another dataset of that name: {folder} was staged from {record['source']} of "
+            f"{record['folder']}, this one is {source} of {home}. Set dataset.name to tell them "
+            "apart, or remove the folder."
+        )
+
+
+def _is_untouched(record: dict[str, Any], home: str, paths: Sequence[Path]) -> bool:
+    """Whether the sources look as they did, by name, size and time: no byte of them is read."""
+    if record["folder"] != home:
+        return False
+    return _identity(paths) == _without(record.get("files", []), "sha256")
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _identity(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    home = _common_folder(paths)
+    files = []
+    for path in paths:
+        with reading(path):
+            stat = path.stat()
+        name = path.relative_to(home).as_posix()
+        files.append({"name": name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+    return files
+
+
+def _with_digests(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    files = _identity(paths)
+    for path, entry in zip(paths, files, strict=True):
+        with reading(path), path.open("rb") as file:
+            entry["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return files
+
+
+def _without(files: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in file.items() if name != key} for file in files]
+
+
+def _changes(record: dict[str, Any], identity: Sequence[dict[str, Any]]) -> str:
+    before = {file["name"]: file["sha256"] for file in record["files"]}
+    after = {file["name"]: file["sha256"] for file in identity}
+    changed = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
+    return ",".join(changed[:5]) or "order"

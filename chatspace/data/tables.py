@@ -1,0 +1,302 @@
+"""Streaming readers of the formats that are staged: each gives a schema and batches.
+
+A reader goes through its files once for the schema, so that what is wrong is found before anything
+is written, and once more for the batches. No more than a batch is held.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from chatspace.data.parquet import reading
+from chatspace.data.shapes import Shape, TypeConflict
+from chatspace.errors import InputError
+from chatspace.spec.document import shown
+
+log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 8192
+_BATCH_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A schema, and the batches that follow it; `batches` can be called once."""
+
+    schema: pa.Schema
+    batches: Callable[[], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    line: int
+    size: int
+    values: dict[str, Any]
+
+
+def read_jsonl(paths: Sequence[Path]) -> Table:
+    """Returns a table of JSON objects, one a line; blank lines are passed over.
+
+    Raises:
+        InputError: a line is no JSON object, or a key's type is another than on the lines before.
+    """
+    shape = Shape()
+    for path in paths:
+        for row in _jsonl_rows(path):
+            try:
+                shape.add(row.values)
+            except TypeConflict as error:
+                raise InputError(
+                    f"Type conflict: {_at(path, row.line)}; {error}. Give the key one type."
+                ) from error
+    type_ = shape.type() or pa.struct([])
+    return Table(schema=pa.schema(list(type_)), batches=lambda: _batches(paths, _jsonl_rows, type_))
+
+
+def read_csv(paths: Sequence[Path]) -> Table:
+    """Returns a table of comma-separated values with a header line; every column is text.
+
+    CSV has no types: guessing them would turn `007` into 7.
+
+    Raises:
+        InputError: a row has another number of fields than the header, a quote stays open, the
+            files' headers differ, or the text is no UTF-8.
+    """
+    # One limit for the whole process; 128 KiB, its default, is less than a long text.
+    csv.field_size_limit(sys.maxsize)
+    header: list[str] | None = None
+    for path in paths:
+        found: list[str] = []
+        for row in _csv_rows(path):
+            found = list(row.values)
+            header = header or found
+            if found != header:
+                raise InputError(
+                    f"Headers differ: {_at(path, 1)} has {', '.join(found)}; {shown(paths[0])} has "
+                    f"{', '.join(header)}. Make them equal."
+                )
+    fields = [pa.field(name, pa.string()) for name in header or []]
+    return Table(
+        schema=pa.schema(fields), batches=lambda: _batches(paths, _csv_rows, pa.struct(fields))
+    )
+
+
+def read_arrow(paths: Sequence[Path]) -> Table:
+    """Returns a table of Arrow IPC files or streams.
+
+    Raises:
+        InputError: a file is no Arrow, damaged, or of another schema than the first.
+    """
+    schema: pa.Schema | None = None
+    for path in paths:
+        with _arrow(path) as (described, _):
+            found = described.remove_metadata()
+        if schema is not None and found != schema:
+            names = sorted(set(map(str, found)) ^ set(map(str, schema)))
+            raise InputError(
+                f"Schemas differ: {shown(path)} and {shown(paths[0])}; they differ in "
+                f"{', '.join(names[:5])}. Make them equal."
+            )
+        schema = found
+    assert schema is not None
+    return Table(schema=schema, batches=lambda: _arrow_batches(paths, schema))
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    for line, raw in enumerate(_lines(path), start=1):
+        text = raw.strip()
+        if not text:
+            continue
+        try:
+            values = json.loads(text.decode())
+        except UnicodeDecodeError as error:
+            raise InputError(f"Not UTF-8: {_at(path, line)}. Convert it to UTF-8.") from error
+        except RecursionError as error:
+            raise InputError(f"Invalid JSON: {_at(path, line)}; nested too deeply.") from error
+        except ValueError as error:
+            raise InputError(
+                f"Invalid JSON: {_at(path, line)}; {error}. Repair or remove the line."
+            ) from error
+        if not isinstance(values, dict):
+            raise InputError(
+                f"Not an object: {_at(path, line)} holds {shown(values, 40)}; expected "
+                '{"key": value, ...}. Repair or remove the line.'
+            )
+        yield _Row(line=line, size=len(raw), values=values)
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    with _damage_named(path), _opened(path) as raw:
+        # surrogateescape: a byte that is no UTF-8 is found in its row, with its line.
+        text = TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text, strict=True)
+        header: list[str] | None = None
+        try:
+            for fields in reader:
+                if header is None:
+                    header = _header(fields, path)
+                elif fields:
+                    yield _csv_row(header, fields, path, reader.line_num)
+        except csv.Error as error:
+            raise InputError(
+                f"Invalid CSV: {_at(path, reader.line_num)}; {error}. Repair the quotes."
+            ) from error
+
+
+def _csv_row(header: list[str], fields: list[str], path: Path, line: int) -> _Row:
+    if len(fields) != len(header):
+        raise InputError(
+            f"Broken row: {_at(path, line)} has {len(fields)} fields, the header {len(header)}. "
+            "Quote fields that hold commas."
+        )
+    size = sum(map(len, fields))
+    if not all(field.isascii() or _is_unicode(field) for field in fields):
+        raise InputError(f"Not UTF-8: {_at(path, line)}. Convert the file to UTF-8.")
+    return _Row(line=line, size=size, values=dict(zip(header, fields, strict=True)))
+
+
+def _header(fields: list[str], path: Path) -> list[str]:
+    twice = {name for name in fields if fields.count(name) > 1}
+    if twice:
+        raise InputError(
+            f"Ambiguous column: {_at(path, 1)} names {min(twice)!r} twice. Rename one."
+        )
+    return fields
+
+
+def _batches(
+    paths: Sequence[Path], rows_of: Callable[[Path], Iterator[_Row]], type_: pa.DataType
+) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        rows: list[_Row] = []
+        size = 0
+        for row in rows_of(path):
+            rows.append(row)
+            size += row.size
+            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                yield _batch(rows, type_, path)
+                rows, size = [], 0
+        if rows:
+            yield _batch(rows, type_, path)
+
+
+def _batch(rows: list[_Row], type_: pa.DataType, path: Path) -> pa.RecordBatch:
+    values = [row.values for row in rows]
+    try:
+        array = pa.array(values, type_)
+    except UnicodeEncodeError:
+        # JSON escapes can carry half of a surrogate pair, which has no UTF-8: decoders put U+FFFD.
+        log.warning("replaced=half_surrogates place=%s rows=%d", _at(path, rows[0].line), len(rows))
+        array = pa.array([_without_surrogates(value) for value in values], type_)
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(
+            f"Type conflict: {_at(path, rows[0].line)} to {rows[-1].line}; {error}. "
+            "Give each key one type."
+        ) from error
+    return pa.RecordBatch.from_struct_array(array)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(inner) for inner in value]
+    if isinstance(value, str) and not _is_unicode(value):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with _damage_named(path), _opened(path) as file:
+        for number, line in enumerate(file):
+            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    if path.name.endswith(".gz"):
+        with gzip.open(path, "rb") as file:
+            yield cast(BinaryIO, file)
+    else:
+        with path.open("rb") as plain:
+            yield plain
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"Damaged gzip: {shown(path)}; {error}. Copy it again or leave it out."
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"No such file: {shown(path)}. Check dataset.path.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read: {shown(path)}; {error.strerror or error}.") from error
+
+
+@contextmanager
+def _arrow(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    with reading(path):
+        source = pa.memory_map(str(path))
+    with source:
+        found: tuple[pa.Schema, Iterator[pa.RecordBatch]]
+        try:
+            file = pa.ipc.open_file(source)
+            found = file.schema, map(file.get_batch, range(file.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            found = _arrow_stream(source, path)
+        yield found
+
+
+def _arrow_stream(source: pa.NativeFile, path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    try:
+        stream = pa.ipc.open_stream(source)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"Not an Arrow file: {shown(path)}. Set dataset.source to its format, or leave it out."
+        ) from error
+    return stream.schema, iter(stream)
+
+
+def _arrow_batches(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with _arrow(path) as (_, batches):
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowException, OSError) as error:
+                    why = " ".join(str(error).split())
+                    raise InputError(
+                        f"Damaged Arrow file: {shown(path)}; {why[:120]}. Copy it again."
+                    ) from error
+                if batch is None:
+                    break
+                yield batch.replace_schema_metadata(None).cast(schema)
+
+
+def _at(path: Path, line: int) -> str:
+    return f"{shown(path, 400)}:{line}"
