@@ -135,7 +135,9 @@ class Run:
         if name is None and len(names) == 1:
             return self.plan.splits[0]
         if name not in names:
-            raise InputError(f"Which split: split={name!r}; the run has {', '.join(names)}. Name one.")
+            raise InputError(
+                f"Which split: split={name!r}; the run has {', '.join(names)}. Name one."
+            )
         return self.plan.split(name)
 
 

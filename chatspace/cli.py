@@ -28,14 +28,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-SpecArgument = Annotated[str | None, typer.Argument(metavar="[SPEC]", help="Run spec, a YAML file.")]
+SpecArgument = Annotated[
+    str | None, typer.Argument(metavar="[SPEC]", help="Run spec, a YAML file.")
+]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="The same as SPEC.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as slurm.time=02:00:00."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a value, such as slurm.time=02:00:00."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that the scripts are written to.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its folder, or its plan.json.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run id, its folder, or its plan.json.")
+]
 SpecOrRunArgument = Annotated[
     str | None, typer.Argument(metavar="SPEC|RUN", help="Run spec, or a run that was set up.")
 ]
@@ -69,7 +75,9 @@ def submit(
     set_: SetOption = None,
     out: OutOption = Path(),
     workspace: WorkspaceOption = None,
-    again: Annotated[bool, typer.Option("--again", help="Although jobs of the run are active.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Although jobs of the run are active.")
+    ] = False,
 ) -> None:
     """Set a run up, submit its arrays to SLURM, and a gather job behind them."""
     from chatspace.jobs.scheduler import SlurmScheduler
@@ -77,7 +85,9 @@ def submit(
 
     done = _spec_or_run(_one_of(spec, config), set_ or [], out, workspace)
     for job in submit_all(done, SlurmScheduler(), again=again):
-        what = f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"
+        what = (
+            f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"
+        )
         _say(f"job {job.job_id}: {what}")
     _say(f"\nNext:\n  chatspace status {done.plan.run_id} --workspace {done.plan.workspace}")
 
@@ -213,9 +223,7 @@ def setup_main() -> None:
     main()
 
 
-def _set_up(
-    text: str, overrides: list[str], out: Path | None, *, prepare: Any = None
-) -> SetUp:
+def _set_up(text: str, overrides: list[str], out: Path | None, *, prepare: Any = None) -> SetUp:
     from chatspace.spec.loading import load_spec
 
     path = Path(text)
@@ -229,14 +237,10 @@ def _write_set_up(spec: Any, path: Path | None = None, out: Path | None = None) 
     from chatspace.jobs.setup import set_up
 
     text = path.read_text(encoding="utf-8") if path else None
-    return set_up(
-        spec, spec_path=path, spec_text=text, out=out and out.absolute(), note=_note
-    )
+    return set_up(spec, spec_path=path, spec_text=text, out=out and out.absolute(), note=_note)
 
 
-def _spec_or_run(
-    text: str, overrides: list[str], out: Path | None, workspace: str | None
-) -> SetUp:
+def _spec_or_run(text: str, overrides: list[str], out: Path | None, workspace: str | None) -> SetUp:
     """Sets a spec up, or takes a run that was set up before as it is."""
     from chatspace.api import open_run
     from chatspace.jobs.setup import set_up_again
@@ -279,16 +283,16 @@ def _show_summary(plan: Plan, gathered: Any, elapsed_s: float, pictures: Any = (
     from chatspace.jobs.summary import render_summary
 
     steps = reading_steps(plan)
-    summary = summary_of(
-        plan, gathered, elapsed_s=elapsed_s, pictures=pictures, next_steps=steps
-    )
+    summary = summary_of(plan, gathered, elapsed_s=elapsed_s, pictures=pictures, next_steps=steps)
     _say("")
     _print_rich(render_summary(summary))
 
 
 def _configure_logging() -> None:
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
     )
 
 

@@ -77,7 +77,9 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     metavar = {"mapping": "KEY=VALUE", "integer": "N"}.get(flag.type)
     option = typer.Option(*names, help=f"{flag.help}{choices}{default}", metavar=metavar)
     kind: Any = {"integer": int, "number": float, "boolean": bool}.get(flag.type, str)
-    return _keyword(flag.parameter, Annotated[(list[kind] if flag.is_list else kind) | None, option])
+    return _keyword(
+        flag.parameter, Annotated[(list[kind] if flag.is_list else kind) | None, option]
+    )
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

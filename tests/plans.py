@@ -15,7 +15,9 @@ from chatspace.spec.loading import spec_from_mapping
 DIGEST = "0123456789abcdef" * 4
 
 
-def split_plan(name: str = "train", *, rows: int = 1000, rows_per_shard: int = 100, count: int = 3) -> SplitPlan:
+def split_plan(
+    name: str = "train", *, rows: int = 1000, rows_per_shard: int = 100, count: int = 3
+) -> SplitPlan:
     file = InputFile(
         path=f"/data/docs/{name}.parquet",
         bytes=rows * 100,

@@ -22,7 +22,17 @@ from chatspace.plan.model import Plan
 from tests.plans import plan_of, split_plan
 
 GOLDEN = Path(__file__).parent / "golden"
-HOSTILE = ["two words", "it's", 'say "hi"', "$HOME", "`id`", "a;b&c|d", "naïve-日本語", "back\\slash", "#x"]
+HOSTILE = [
+    "two words",
+    "it's",
+    'say "hi"',
+    "$HOME",
+    "`id`",
+    "a;b&c|d",
+    "naïve-日本語",
+    "back\\slash",
+    "#x",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +63,9 @@ def check_shell(text: str, folder: Path, *options: str) -> None:
     path.write_text(text, encoding="utf-8")
     subprocess.run(["bash", "-n", str(path)], check=True, timeout=20)
     shellcheck = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
-    done = subprocess.run([shellcheck, *options, str(path)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [shellcheck, *options, str(path)], capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -98,7 +110,16 @@ def test_render_hostile_values_stay_one_word(value: str, tmp_path: Path) -> None
         ["bash", "-c", text], capture_output=True, text=True, timeout=20, env={"PATH": path}
     )
     assert done.stdout.splitlines() == [
-        *("exec", "--bind", str(folder), "--bind", "/data/docs", "--bind", "/models/tiny", str(image)),
+        *(
+            "exec",
+            "--bind",
+            str(folder),
+            "--bind",
+            "/data/docs",
+            "--bind",
+            "/models/tiny",
+            str(image),
+        ),
         *("bash", "-c", 'source "$0/bin/activate" && exec "$@"', f"/venv/{value}"),
         *("python", "-m", "chatspace", "gather", f"{folder}/runs/docs-01234567/plan.json"),
     ], done.stderr

@@ -74,7 +74,5 @@ def test_shard_text_bytes_shared_row_group_is_divided_by_rows() -> None:
 
 
 def test_shard_text_bytes_rows_beyond_the_limit_are_not_counted() -> None:
-    file = InputFile(
-        path="a", bytes=1, mtime_ns=1, rows=400, row_groups=(400,), text_bytes=(4000,)
-    )
+    file = InputFile(path="a", bytes=1, mtime_ns=1, rows=400, row_groups=(400,), text_bytes=(4000,))
     assert shard_text_bytes([file], rows=250, rows_per_shard=100).tolist() == [1000, 1000, 500]

@@ -13,6 +13,7 @@ _SCALARS: dict[str, pa.DataType] = {
     "a number": pa.float64(),
     "true or false": pa.bool_(),
 }
+_KINDS: dict[type, str] = {str: "text", float: "a number", list: "a list", dict: "an object"}
 
 
 class TypeConflict(Exception):  # noqa: N818 - always caught, and told with its line
@@ -71,5 +72,4 @@ def _kind(value: Any, key: str) -> str:
         if value not in _INT64:
             raise TypeConflict(f"{key} is an integer of more than 64 bits")
         return "an integer"
-    kinds: dict[type, str] = {str: "text", float: "a number", list: "a list", dict: "an object"}
-    return kinds[type(value)]
+    return _KINDS[type(value)]

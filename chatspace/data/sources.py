@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from chatspace.data.parquet import reading
 from chatspace.errors import InputError, SpecError
 from chatspace.spec.base import DatasetSection
 from chatspace.spec.document import shown
@@ -36,13 +37,14 @@ def find_files(dataset: DatasetSection, split: str) -> list[Path]:
     assert dataset.source in EXTENSIONS
     path = _located(dataset.path, split)
     names_split = "{split}" in dataset.path
-    if path.is_dir():
-        found = _in_folder(path, split, dataset, all_files=names_split)
-    else:
-        _refuse_shared(dataset, names_split)
-        found = [path] if path.exists() else _globbed(path)
-    if not found:
-        raise InputError(_nothing_found(path, split, dataset))
+    with reading(path):
+        if path.is_dir():
+            found = _in_folder(path, split, dataset, all_files=names_split)
+        else:
+            _refuse_shared(dataset, names_split)
+            found = [path] if path.exists() else _globbed(path)
+        if not found:
+            raise InputError(_nothing_found(path, split, dataset))
     return found
 
 

@@ -261,13 +261,13 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_strange(folder: Path) -> None:
     """Refuses to replace a folder that staging did not make."""
-    if folder.exists() and not (folder / RECORD_NAME).exists():
-        with _output_errors(folder):
-            if any(folder.iterdir()):
-                raise OutputError(
-                    f"Not a staged dataset: {folder} has files but no {RECORD_NAME}. "
-                    "Move it away, or set dataset.name."
-                )
+    with _output_errors(folder):
+        is_ours = not folder.exists() or (folder / RECORD_NAME).exists()
+        if not is_ours and any(folder.iterdir()):
+            raise OutputError(
+                f"Not a staged dataset: {folder} has files but no {RECORD_NAME}. "
+                "Move it away, or set dataset.name."
+            )
 
 
 def _refuse_another_dataset(record: dict[str, Any], source: str, home: str, folder: Path) -> None:

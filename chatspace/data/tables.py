@@ -62,7 +62,7 @@ def read_jsonl(paths: Sequence[Path]) -> Table:
                 raise InputError(
                     f"Type conflict: {_at(path, row.line)}; {error}. Give the key one type."
                 ) from error
-    type_ = shape.type() or pa.struct([])
+    type_ = (shape.type() if shape.kind else None) or pa.struct([])
     return Table(schema=pa.schema(list(type_)), batches=lambda: _batches(paths, _jsonl_rows, type_))
 
 

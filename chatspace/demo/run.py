@@ -53,5 +53,7 @@ def write_demo_map(plan: Plan) -> tuple[Path, Path]:
         xy=project(vectors[chosen], plan.spec["seed"]),
     )
     folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
-    subtitle = f"{len(rows):,} passages, {Path(plan.model['name']).name}, {vectors.shape[1]} dimensions"
+    subtitle = (
+        f"{len(rows):,} passages, {Path(plan.model['name']).name}, {vectors.shape[1]} dimensions"
+    )
     return write_map(shown, folder, title="Python's documentation, embedded", subtitle=subtitle)

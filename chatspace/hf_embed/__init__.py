@@ -1,0 +1,1 @@
+"""The kind embed: a local encoder."""

@@ -1,7 +1,7 @@
 """Compiled models: one graph for each bucket, all of them made before the first row.
 
-The length of a batch is fixed in its graph and the number of rows is not, so that the last batch of a
-bucket, which is smaller, needs no graph of its own.
+The length of a batch is fixed in its graph and the number of rows is not, so that the last batch of
+a bucket, which is smaller, needs no graph of its own.
 
 Not covered: modes of torch.compile that record CUDA graphs record one for each number of rows.
 """
@@ -37,7 +37,7 @@ def with_free_rows(forward: Forward) -> Forward:
             repeats = {key: value.repeat(_MIN_ROWS, 1) for key, value in tensors.items()}
             return free(features | repeats)[:n_rows]
         for tensor in tensors.values():
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return forward(features)
 
     return free

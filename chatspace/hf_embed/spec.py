@@ -14,7 +14,7 @@ class ModelSection(Section):
     """Which encoder, and how it is loaded."""
 
     name: str = Field("Qwen/Qwen3-Embedding-0.6B", min_length=1)
-    """Model on the Hugging Face hub, or a folder in sentence-transformers or transformers format."""
+    """Model on the Hugging Face hub, or a folder that sentence-transformers can load."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

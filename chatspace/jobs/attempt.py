@@ -46,6 +46,8 @@ def attempt_facts() -> dict[str, Any]:
 
 def usable_threads() -> int:
     """Returns the CPU threads that this process may use: its cpuset, and no more than SLURM gave."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     given = os.environ.get("CHATSPACE_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
     return max(1, min(cores, int(given))) if given and given.isdigit() else cores

@@ -44,7 +44,9 @@ class _Outcome:
     failed: list[tuple[str, int, Path]] = field(default_factory=list)
 
 
-def run_local(plan: Plan, *, workers: int | None = None, progress: LiveProgress | None = None) -> None:
+def run_local(
+    plan: Plan, *, workers: int | None = None, progress: LiveProgress | None = None
+) -> None:
     """Runs every slice of a plan on this machine and returns when all are done.
 
     Each slice is a process of its own, exactly what an array task would run, with its output in
@@ -101,7 +103,9 @@ def slice_labels(plan: Plan) -> list[tuple[str, int]]:
 
 def rows_done(plan: Plan) -> dict[int, int]:
     """Returns the rows of each slice whose shard files are there, by position in `slices_of`."""
-    present = {split.name: _shard_indexes(Path(plan.workspace) / split.output_dir) for split in plan.splits}
+    present = {
+        split.name: _shard_indexes(Path(plan.workspace) / split.output_dir) for split in plan.splits
+    }
     done = {}
     for position, (split, slice_) in enumerate(slices_of(plan)):
         spans = split.spans(slice_)
@@ -109,11 +113,20 @@ def rows_done(plan: Plan) -> dict[int, int]:
     return done
 
 
-def task_command(plan: Plan, split: SplitPlan, slice_: Slice, *, python: Sequence[str] = ()) -> list[str]:
+def task_command(
+    plan: Plan, split: SplitPlan, slice_: Slice, *, python: Sequence[str] = ()
+) -> list[str]:
     """Returns the command of one array task, as a batch script would call it."""
     plan_path = Layout(Path(plan.workspace)).run(plan.run_id).plan
     words = ["task", "--plan", str(plan_path), "--split", split.name, "--slice", str(slice_.index)]
-    return [*(python or (sys.executable,)), "-m", "chatspace", *words, "--of", str(len(split.slices))]
+    return [
+        *(python or (sys.executable,)),
+        "-m",
+        "chatspace",
+        *words,
+        "--of",
+        str(len(split.slices)),
+    ]
 
 
 class _Pool:
@@ -134,7 +147,9 @@ class _Pool:
         """Starts one slice; its events are shown from here on."""
         event_log = self._layout.event_log(split.name, slice_.index)
         self._offsets[position] = event_log.stat().st_size if event_log.exists() else 0
-        log_path = self._layout.folder / "logs" / f"{path_component(split.name)}-{slice_.index:05d}.log"
+        log_path = (
+            self._layout.folder / "logs" / f"{path_component(split.name)}-{slice_.index:05d}.log"
+        )
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log = log_path.open("wb")
         env = {**os.environ, "CHATSPACE_THREADS": str(self.threads_each)}
@@ -151,7 +166,12 @@ class _Pool:
         )
         self.running.append(
             _Worker(
-                position=position, split=split, slice=slice_, process=process, log=log, log_path=log_path
+                position=position,
+                split=split,
+                slice=slice_,
+                process=process,
+                log=log,
+                log_path=log_path,
             )
         )
 

@@ -37,7 +37,9 @@ def setup_lines(done: SetUp) -> list[str]:
     lines += [
         f"  tasks    {n_tasks:,} array tasks, {gpus}"
         f"{f', at most {width} at a time' if width else ''}, {cluster['time']} each",
-        f"  output   about {format_bytes(size)}" if size else "  output   vector length not known yet",
+        f"  output   about {format_bytes(size)}"
+        if size
+        else "  output   vector length not known yet",
         f"  profile  {cluster['profile']}",
     ]
     lines += [f"  note     {note}" for note in done.notes]
@@ -105,7 +107,7 @@ def reading_steps(plan: Plan) -> list[str]:
     folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
     split = f'"{plan.splits[0].name}"' if len(plan.splits) > 1 else ""
     return [
-        f'python -c \'import chatspace; print(chatspace.open_run("{folder}").vectors({split}).shape)\'',
+        f"python -c 'import chatspace; print(chatspace.open_run(\"{folder}\").vectors({split}).shape)'",
         f"chatspace verify {shlex.quote(str(folder))}",
     ]
 

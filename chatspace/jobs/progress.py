@@ -273,7 +273,14 @@ def _add_row(table: Any, state: SliceProgress, style: str) -> None:
     is_running = state.tokens_per_s > 0 and not state.is_ended
     table.add_row(
         Text(state.label, style=style),
-        ProgressBar(total=max(state.rows_total, 1), completed=state.rows_done, width=20),
+        # Plain colours: with only sixteen, the theme's own come out grey, like no progress.
+        ProgressBar(
+            total=max(state.rows_total, 1),
+            completed=state.rows_done,
+            width=20,
+            complete_style="cyan",
+            finished_style="green",
+        ),
         Text(f"{state.rows_done:,}/{state.rows_total:,}", style=style),
         Text(f"{state.tokens_per_s:,.0f}" if is_running else "", style=style),
         Text("" if state.is_ended else format_duration(state.eta_s), style=style),

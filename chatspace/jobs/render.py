@@ -291,6 +291,6 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  shell, not HTML
+        autoescape=False,
     )
     return environment.get_template(template).render(**context)

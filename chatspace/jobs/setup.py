@@ -68,7 +68,9 @@ def set_up(
     texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
     run = Layout(Path(plan.workspace)).run(plan.run_id)
     save_plan(plan, run.plan)
-    atomic_write_text(run.spec, spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n")
+    atomic_write_text(
+        run.spec, spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n"
+    )
     return _write_scripts(plan, texts, out, plan_notes(plan, spec))
 
 

@@ -63,7 +63,9 @@ class SliceCall:
         return {"command": self.command, "env": self.env, "_child": None}
 
 
-def submit_with_submitit(plan: Plan, *, cluster: str | None = None) -> tuple[list[Any], list[Submission]]:
+def submit_with_submitit(
+    plan: Plan, *, cluster: str | None = None
+) -> tuple[list[Any], list[Submission]]:
     """Submits every slice as an element of a submitit array.
 
     Args:

@@ -182,7 +182,9 @@ def _find_slice(
             f"Submit the script that `chatspace setup` wrote last."
         )
     if not 0 <= slice_index < count:
-        raise InputError(f"Unknown slice: --slice {slice_index}; {split_name} has 0 to {count - 1}.")
+        raise InputError(
+            f"Unknown slice: --slice {slice_index}; {split_name} has 0 to {count - 1}."
+        )
     return split, split.slices[slice_index]
 
 

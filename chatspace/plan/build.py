@@ -96,7 +96,9 @@ def _plan_split(
     if dataset.source != "parquet":
         note(f"Staging {label}/{name} as Parquet below {Layout(workspace).staged()}")
     staged = stage_split(dataset, name, workspace, label)
-    files = inventory(staged.files, dataset.text_field, conversation=dataset.extract_first_assistant)
+    files = inventory(
+        staged.files, dataset.text_field, conversation=dataset.extract_first_assistant
+    )
     files = _first_rows(files, dataset.max_rows)
     rows = min(sum(file.rows for file in files), dataset.max_rows or sys.maxsize)
     weights = shard_text_bytes(files, rows, spec.output.rows_per_shard)
@@ -213,7 +215,9 @@ def provenance(spec_path: Path | None) -> dict[str, Any]:
 def _git(*args: str) -> str | None:
     """Returns the output of a git command in the current folder, None where it is not a repository."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *args], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

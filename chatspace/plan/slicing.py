@@ -68,9 +68,12 @@ def make_slices(weights: Ints, count: int) -> tuple[Slice, ...]:
     borders = [0]
     for j in range(1, count):
         even = int(np.searchsorted(sums, sums[-1] * j / count))
-        nearest = even if even == 0 or sums[even] - sums[-1] * j / count <= (
-            sums[-1] * j / count - sums[even - 1]
-        ) else even - 1
+        nearest = (
+            even
+            if even == 0
+            or sums[even] - sums[-1] * j / count <= (sums[-1] * j / count - sums[even - 1])
+            else even - 1
+        )
         latest = min(_furthest(sums, borders[-1], cap), len(weights) - (count - j))
         borders.append(min(max(nearest, earliest[j], borders[-1] + 1), latest))
     borders.append(len(weights))

@@ -1,0 +1,1 @@
+"""Shards: writing, task manifests, gather, verification."""

@@ -144,7 +144,9 @@ def _disagreements(records: Sequence[ShardRecord]) -> list[str]:
     if len(dims) <= 1:
         return []
     odd = next(record for record in records if record.embedding_dim != dims[0])
-    return [f"Vectors differ in length: {odd.path} embedding_dim={odd.embedding_dim}; others {dims[0]}."]
+    return [
+        f"Vectors differ in length: {odd.path} embedding_dim={odd.embedding_dim}; others {dims[0]}."
+    ]
 
 
 def _strays(sizes: dict[str, int], spans: Sequence[ShardSpan], folder: Path) -> list[str]:

@@ -100,7 +100,11 @@ class ShardStore:
         Raises:
             OutputError: the file cannot be written; it is not there, nor is a part of it.
         """
-        assert table.num_rows + sum(skipped.values()) == span.n_rows, (table.num_rows, skipped, span)
+        assert table.num_rows + sum(skipped.values()) == span.n_rows, (
+            table.num_rows,
+            skipped,
+            span,
+        )
         path = self.path(span)
         matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
         low, high = norm_range(matrix)

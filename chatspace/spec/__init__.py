@@ -1,0 +1,1 @@
+"""What a YAML may say, and how it is loaded."""

@@ -46,7 +46,9 @@ class DatasetSection(Section):
     def _check(self) -> DatasetSection:
         if self.split is not None and self.splits is not None:
             raise ValueError("split and splits exclude each other; keep one")
-        if self.splits is not None and (not self.splits or len(set(self.splits)) < len(self.splits)):
+        if self.splits is not None and (
+            not self.splits or len(set(self.splits)) < len(self.splits)
+        ):
             raise ValueError("splits must name at least one split and none twice")
         if self.source == "huggingface" and self.name is None:
             raise ValueError("name is required for source huggingface")
@@ -89,7 +91,9 @@ class SlicesSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SlicesSection:
-        given = [k for k in ("count", "rows_per_slice", "max_tasks") if getattr(self, k) is not None]
+        given = [
+            k for k in ("count", "rows_per_slice", "max_tasks") if getattr(self, k) is not None
+        ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
         return self
