@@ -83,12 +83,13 @@ def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str
 def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> StagedSplit:
     home = str(_common_folder(paths))
     record = _read_record(folder)
-    if record is not None and _is_untouched(record, home, paths):
+    same_source = record is not None and record["source"] == dataset.source
+    if record is not None and same_source and _is_untouched(record, home, paths):
         return _staged(folder, record)
     files = _with_digests(paths)  # reads all bytes, so only where names, sizes or times differ
     identity = _without(files, "mtime_ns")
     if record is not None:
-        if identity == record["identity"]:
+        if same_source and identity == record["identity"]:
             return _staged(folder, record)
         _refuse_another_dataset(record, dataset.source, home, folder)
         log.info("restaging folder=%s reason=changed files=%s", folder, _changes(record, identity))

@@ -3,8 +3,8 @@
     loader (thread)  ──batches──▶  encoder (calling thread)  ──whole shards──▶  writer (thread)
 
 Memory is bounded by the shard that is read, the one that is encoded with `prefetch_batches` of
-its batches, one that waits to be written and one that is written. A shard's vectors depend on that shard
-alone: nothing is carried over between shards, and no batch mixes them.
+its batches, one that waits to be written and one that is written. A shard's vectors depend on that
+shard alone: nothing is carried over between shards, and no batch mixes them.
 """
 
 from __future__ import annotations

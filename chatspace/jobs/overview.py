@@ -36,7 +36,7 @@ def setup_lines(done: SetUp) -> list[str]:
         lines.append(f"           to {Path(plan.workspace) / split.output_dir}")
     lines += [
         f"  tasks    {n_tasks:,} array tasks, {gpus}"
-        f"{f', at most {width} at a time' if width else ''}, {cluster['time']} each",
+        f"{f', at most {width} at a time' if width else ''}, walltime {cluster['time']}",
         f"  output   about {format_bytes(size)}"
         if size
         else "  output   vector length not known yet",

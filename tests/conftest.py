@@ -1,0 +1,69 @@
+"""What many tests need: tiny models built once, datasets, specs, and the test cluster where there is one."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chatspace.spec.base import RunSpec
+from chatspace.spec.loading import spec_from_mapping
+
+# No test may reach a model hub, and none may take the workspace of the person who runs it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("CHATSPACE_WORKSPACE", None)
+
+WORDS = "slurm array shard slice encoder vector token row group manifest gather plan walltime".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mean-pooling BERT of about one megabyte."""
+    from tests import models
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    models.build("bert-mean", folder)
+    return folder
+
+
+def texts(n: int, seed: int = 0) -> list[str]:
+    """Texts with a heavy-tailed length, the same for the same seed."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=1 + int(rng.paretovariate(1.2) * 4) % 120)) for _ in range(n)]
+
+
+def write_parquet(path: Path, columns: dict[str, Sequence[Any]], row_group_size: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+SpecMaker = Callable[..., RunSpec]
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, tiny_model: Path) -> SpecMaker:
+    """Returns a maker of run specs over 300 rows; sections given as keywords are merged over the defaults."""
+    data = write_parquet(tmp_path / "data" / "docs.parquet", {"text": texts(300)})
+
+    def make(**sections: Any) -> RunSpec:
+        values: dict[str, Any] = {
+            "kind": "embed",
+            "name": "test",
+            "workspace": str(tmp_path / "ws"),
+            "dataset": {"source": "parquet", "path": str(data)},
+            "model": {"name": str(tiny_model), "dtype": "float32", "device": "cpu"},
+            "output": {"rows_per_shard": 32},
+            "slurm": {"profile": "local", "log_dir": str(tmp_path / "logs")},
+        }
+        for key, value in sections.items():
+            values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+        return spec_from_mapping(values, "test")
+
+    return make

