@@ -97,7 +97,11 @@ def _plan_split(
         note(f"Staging {label}/{name} as Parquet below {Layout(workspace).staged()}")
     staged = stage_split(dataset, name, workspace, label)
     files = inventory(
-        staged.files, dataset.text_field, conversation=dataset.extract_first_assistant
+        staged.files,
+        dataset.text_field,
+        conversation=dataset.extract_first_assistant,
+        id_field=dataset.id_field,
+        keep_columns=spec.output.keep_columns,
     )
     files = _first_rows(files, dataset.max_rows)
     rows = min(sum(file.rows for file in files), dataset.max_rows or sys.maxsize)
