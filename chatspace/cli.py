@@ -237,7 +237,7 @@ def _write_set_up(spec: Any, path: Path | None = None, out: Path | None = None) 
     from chatspace.jobs.setup import set_up
 
     text = path.read_text(encoding="utf-8") if path else None
-    return set_up(spec, spec_path=path, spec_text=text, out=out and out.absolute(), note=_note)
+    return set_up(spec, spec_path=path, spec_text=text, out=out and out.absolute(), note=_say)
 
 
 def _spec_or_run(text: str, overrides: list[str], out: Path | None, workspace: str | None) -> SetUp:
@@ -304,7 +304,3 @@ def _print_rich(renderable: Any) -> None:
 
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")

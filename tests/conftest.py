@@ -19,7 +19,9 @@ from chatspace.spec.loading import spec_from_mapping
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("CHATSPACE_WORKSPACE", None)
 
-WORDS = "slurm array shard slice encoder vector token row group manifest gather plan walltime".split()
+WORDS = (
+    "slurm array shard slice encoder vector token row group manifest gather plan walltime".split()
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +37,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def texts(n: int, seed: int = 0) -> list[str]:
     """Texts with a heavy-tailed length, the same for the same seed."""
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=1 + int(rng.paretovariate(1.2) * 4) % 120)) for _ in range(n)]
+    return [
+        " ".join(rng.choices(WORDS, k=1 + int(rng.paretovariate(1.2) * 4) % 120)) for _ in range(n)
+    ]
 
 
 def write_parquet(path: Path, columns: dict[str, Sequence[Any]], row_group_size: int = 100) -> Path:

@@ -46,7 +46,9 @@ def run_all(plan: Plan) -> None:
 
 def digests(plan: Plan) -> dict[str, str]:
     folder = Path(plan.workspace) / plan.splits[0].output_dir
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.parquet"))}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.parquet"))
+    }
 
 
 @pytest.mark.slow
@@ -91,7 +93,7 @@ def test_task_killed_five_times_then_run_again_gives_the_same_files(
 
 def kill_at_random_moment(plan: Plan, rng: random.Random) -> None:
     """Starts the task, waits for its first new shard, and kills it somewhat later, mid-shard or mid-write."""
-    (split, slice_), = slices_of(plan)
+    ((split, slice_),) = slices_of(plan)
     before = len(digests(plan))
     process = subprocess.Popen(
         task_command(plan, split, slice_),
@@ -116,7 +118,7 @@ def test_task_stopped_by_each_signal_exits_75_and_resumes(
     plan = set_up(make_spec(dataset={"path": str(data)})).plan
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         before = len(digests(plan))
-        (split, slice_), = slices_of(plan)
+        ((split, slice_),) = slices_of(plan)
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(task_command(plan, split, slice_), stdout=log, stderr=log)
             deadline = time.monotonic() + 120
@@ -143,15 +145,17 @@ def test_run_finished_run_does_nothing_and_says_so(
     plan = set_up(make_spec()).plan
     run_all(plan)
     stamps = {p: p.stat().st_mtime_ns for p in Path(plan.workspace).rglob("*.parquet")}
-    (split, slice_), = slices_of(plan)
+    ((split, slice_),) = slices_of(plan)
     done = subprocess.run(
         [*task_command(plan, split, slice_)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0
     assert "nothing to do" in done.stderr
     assert {p: p.stat().st_mtime_ns for p in Path(plan.workspace).rglob("*.parquet")} == stamps
-    probe = "import sys, chatspace.jobs.task as t; from pathlib import Path; " \
+    probe = (
+        "import sys, chatspace.jobs.task as t; from pathlib import Path; "
         f"t.run_task(Path({str(plan_path(plan))!r}), 'train', 0); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", probe], timeout=60).returncode == 0
 
 
@@ -174,7 +178,11 @@ def test_run_vectors_stand_in_input_order_and_equal_the_model_s_own(
     expected = SentenceTransformer(str(tiny_model), device="cpu").encode(kept)
     vectors = run.vectors()
     assert vectors.shape == (97, manifest["embedding_dim"])
-    cosine = (vectors * expected).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
+    cosine = (
+        (vectors * expected).sum(1)
+        / np.linalg.norm(vectors, axis=1)
+        / np.linalg.norm(expected, axis=1)
+    )
     assert cosine.min() >= 0.99999
     assert run.dataset().to_table(columns=["row_index"])["row_index"].to_pylist() == [
         i for i in range(100) if i not in (17, 40, 41)

@@ -1,4 +1,4 @@
-"""Vectors against sentence-transformers' own, and what happens when memory, models or prompts do not fit."""
+"""Vectors against sentence-transformers' own; memory, models and prompts that do not fit."""
 
 from __future__ import annotations
 

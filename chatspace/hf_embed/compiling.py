@@ -34,8 +34,9 @@ def with_free_rows(forward: Forward) -> Forward:
         tensors = {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
         n_rows = len(features["input_ids"])
         if n_rows < _MIN_ROWS:
-            repeats = {key: value.repeat(_MIN_ROWS, 1) for key, value in tensors.items()}
-            return free(features | repeats)[:n_rows]
+            with torch.inference_mode(False):  # tensors made inside need graphs of their own
+                twice = {key: value.repeat(_MIN_ROWS, 1) for key, value in tensors.items()}
+            return free(features | twice)[:n_rows]
         for tensor in tensors.values():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return forward(features)

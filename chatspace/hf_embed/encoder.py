@@ -88,8 +88,10 @@ class Encoder:
     def _try_forward(self, features: Features) -> FloatArray | str:
         """Returns vectors, or why the memory did not suffice."""
         try:
+            # Moved outside: tensors made in inference mode would need compiled graphs of their own.
+            on_device = to_device(features, self.device)
             with torch.inference_mode():
-                vectors = self.forward(to_device(features, self.device)).float()  # (n_rows, dim)
+                vectors = self.forward(on_device).float()  # (n_rows, dim)
                 if self.normalize:  # in float32, so that half precision gives lengths of one too
                     vectors = torch.nn.functional.normalize(vectors, dim=-1)
                 result: FloatArray = vectors.cpu().numpy()
