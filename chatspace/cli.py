@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
+"""The command line: each command imports what it needs when it runs, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="chatspace",
-    help="One YAML run spec becomes SLURM array jobs that embed every row of a dataset exactly once.",
+    help="One YAML run spec becomes SLURM arrays that embed every row of a dataset exactly once.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -190,7 +190,7 @@ def demo(
     workers: WorkersOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Embed about 5,000 passages of Python documentation with a real model, and draw them."""
+    """Embed about 5,000 passages of documentation with a real model, and draw them."""
     from chatspace.demo.run import prepare_demo, write_demo_map
     from chatspace.resources import resource_dir
 
@@ -209,7 +209,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """Runs the command line; an error of chatspace's own is one line on stderr and its exit code."""
+    """Runs the command line; an error of chatspace's own is one line on stderr, and its code."""
     try:
         app()
     except ChatspaceError as error:

@@ -1,4 +1,4 @@
-"""What many tests need: tiny models built once, datasets, specs, and the test cluster where there is one."""
+"""What many tests need: a tiny model, datasets and run specs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from chatspace.spec.loading import spec_from_mapping
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("CHATSPACE_WORKSPACE", None)
 
-WORDS = (
-    "slurm array shard slice encoder vector token row group manifest gather plan walltime".split()
-)
+WORDS = ["slurm", "array", "shard", "slice", "encoder", "vector", "token", "gather", "plan"]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +51,7 @@ SpecMaker = Callable[..., RunSpec]
 
 @pytest.fixture
 def make_spec(tmp_path: Path, tiny_model: Path) -> SpecMaker:
-    """Returns a maker of run specs over 300 rows; sections given as keywords are merged over the defaults."""
+    """Returns a maker of run specs over 300 rows; sections are merged over the defaults."""
     data = write_parquet(tmp_path / "data" / "docs.parquet", {"text": texts(300)})
 
     def make(**sections: Any) -> RunSpec:

@@ -1,4 +1,4 @@
-"""Bad input: one line on stderr that says what, where and what next; exit code 2; nothing written."""
+"""Bad input: one line on stderr that says what, where, what next; exit code 2; nothing written."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_run_full_disk_names_the_file_and_the_next_run_continues(
     assert full.returncode == ExitCode.USER_INPUT, full.stderr
     assert "No space left" in full.stderr.splitlines()[-1]
     assert str(disk) in full.stderr.splitlines()[-1]
-    assert not [p for p in disk.rglob(".*.tmp")]
+    assert not list(disk.rglob(".*.tmp"))
     done_before = len(list(disk.rglob("shard-*.parquet")))
     assert 0 < done_before < 10
     subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True, timeout=20)

@@ -92,7 +92,7 @@ def test_task_killed_five_times_then_run_again_gives_the_same_files(
 
 
 def kill_at_random_moment(plan: Plan, rng: random.Random) -> None:
-    """Starts the task, waits for its first new shard, and kills it somewhat later, mid-shard or mid-write."""
+    """Starts the task, waits for its first new shard, and kills it somewhat later."""
     ((split, slice_),) = slices_of(plan)
     before = len(digests(plan))
     process = subprocess.Popen(

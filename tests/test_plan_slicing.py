@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def test_make_slices_any_weights_covers_all_shards_and_is_optimal(data: st.DataO
     assert [s.index for s in slices] == list(range(count))
     assert slices[0].shard_start == 0
     assert slices[-1].shard_stop == len(weights)
-    assert all(a.shard_stop == b.shard_start for a, b in zip(slices, slices[1:], strict=False))
+    assert all(a.shard_stop == b.shard_start for a, b in pairwise(slices))
     assert all(s.shard_stop > s.shard_start for s in slices)
     assert max(s.text_bytes for s in slices) == lightest_maximum(weights, count)
 
