@@ -102,7 +102,7 @@ def run(
 ) -> None:
     """Run everything on this machine, without SLURM and without a container."""
     done = _spec_or_run(_one_of(spec, config), set_ or [], None, workspace)
-    _show_summary(done.plan, *_run_here(done.plan, workers))
+    _show_summary(done.plan, *_run_here(done, workers))
 
 
 @app.command()
@@ -172,7 +172,7 @@ def embed_hf(context: typer.Context) -> None:
 
     parsed = parse_flags("embed", "chatspace embed-hf", context.args)
     done = _write_set_up(parsed.spec)
-    _show_summary(done.plan, *_run_here(done.plan, parsed.workers))
+    _show_summary(done.plan, *_run_here(done, parsed.workers))
 
 
 @app.command()
@@ -197,7 +197,7 @@ def demo(
     started = time.monotonic()
     spec_path = resource_dir("setups") / "demo.yaml"
     done = _set_up(str(spec_path), set_ or [], None, prepare=prepare_demo)
-    gathered, _ = _run_here(done.plan, workers)
+    gathered, _ = _run_here(done, workers)
     pictures = write_demo_map(done.plan)
     _show_summary(done.plan, gathered, time.monotonic() - started, pictures)
 
@@ -262,18 +262,19 @@ def _one_of(spec: str | None, config: str | None) -> str:
     return spec or config or ""
 
 
-def _run_here(plan: Plan, workers: int | None) -> tuple[Any, float]:
+def _run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
     from chatspace.jobs.gather import gather_run
     from chatspace.jobs.local import rows_done, run_local, slice_labels
+    from chatspace.jobs.overview import running_lines
     from chatspace.jobs.progress import LiveProgress
 
-    started = time.monotonic()
-    done = rows_done(plan)
-    labels = slice_labels(plan)
-    if all(done[i] == rows for i, (_, rows) in enumerate(labels)):
+    started, plan = time.monotonic(), done.plan
+    _say("\n".join(running_lines(done)))
+    present, labels = rows_done(plan), slice_labels(plan)
+    if all(present[i] == rows for i, (_, rows) in enumerate(labels)):
         _say(f"{plan.run_id}: every shard is there already, nothing to embed")
     else:
-        with LiveProgress(labels, rows_done=done) as progress:
+        with LiveProgress(labels, rows_done=present) as progress:
             run_local(plan, workers=workers, progress=progress)
     return gather_run(plan), time.monotonic() - started
 

@@ -1,8 +1,8 @@
 """The registry of kinds: the one place that knows which folder does which sort of run.
 
-A kind's folder holds `spec.py` (its run spec), `resolve.py` (what the plan says of its model) and `work.py`
-(its slice work). Modules are named here and
-imported only when a run of that kind is loaded or worked on, so that planning never imports torch.
+A kind's folder holds `spec.py` (its run spec), `resolve.py` (what the plan says of its model) and
+`work.py` (its slice work). Modules are named here and imported only when a run of that kind is
+loaded or worked on, so that planning never imports torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Kind:
         return import_module(f"{self.package}.resolve").resolve_model
 
     def slice_work(self) -> Any:
-        """Returns `run_slice(work: SliceWork) -> SliceOutcome` of this kind; imports its heavy libraries."""
+        """Returns `run_slice(work: SliceWork) -> SliceOutcome`; imports the kind's heavy libraries."""
         return import_module(f"{self.package}.work").run_slice
 
 

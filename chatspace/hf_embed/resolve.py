@@ -19,8 +19,8 @@ HASH_EDGE_BYTES = 2**20
 def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
     """Returns name, label, local folder, fingerprint and, where it can be read, the vector length.
 
-    A name is a local folder if it begins with `/`, `.`, `~` or `$`, has more than one `/`, or exists as a
-    folder; anything else is a name on the hub.
+    A name is a local folder if it begins with `/`, `.`, `~` or `$`, has more than one `/`, or
+    exists as a folder; anything else is a name on the hub.
 
     Raises:
         ModelError: a local folder that is not there or holds no model.
@@ -62,8 +62,8 @@ def local_folder(name: str) -> Path | None:
 def fingerprint_files(folder: Path) -> dict[str, str]:
     """Returns a digest of each file that a model is loaded from, by relative name.
 
-    Weights above 64 MiB are told apart by size, first and last MiB, so that planning stays fast; a model
-    that was changed only in the middle of its weights would pass for the same.
+    Weights above 64 MiB are told apart by size, first and last MiB, so that planning stays fast; a
+    model that was changed only in the middle of its weights would pass for the same.
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name[0] != "." and _matters(p))
     return {str(path.relative_to(folder)): _digest(path) for path in files}

@@ -20,7 +20,7 @@ CONTAINER_VARIABLES = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
 def attempt_name() -> str:
-    """Returns job, array index and restart count (`1234_7.r0`), or host and process id off SLURM."""
+    """Returns job, array index and restart count (`1234_7.r0`); off SLURM host and process id."""
     env = os.environ
     if "SLURM_JOB_ID" not in env:
         return f"{platform.node()}-{os.getpid()}"
@@ -45,7 +45,7 @@ def attempt_facts() -> dict[str, Any]:
 
 
 def usable_threads() -> int:
-    """Returns the CPU threads that this process may use: its cpuset, and no more than SLURM gave."""
+    """Returns the CPU threads this process may use: its cpuset, and no more than SLURM gave."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
+from chatspace.jobs.attempt import usable_threads
 from chatspace.jobs.events import read_events
 from chatspace.jobs.progress import LiveProgress
 from chatspace.layout import Layout, path_component
@@ -63,10 +64,9 @@ def run_local(
         SliceFailed: slices failed; the others were run.
     """
     gpus = _gpu_ids()
-    n_workers = workers or max(1, len(gpus))
     queue = list(enumerate(slices_of(plan)))
-    threads = max(1, (len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count() or 1))
-    pool = _Pool(plan, progress, gpus, threads_each=max(1, threads // n_workers))
+    n_workers = min(workers or max(1, len(gpus)), len(queue))
+    pool = _Pool(plan, progress, gpus, threads_each=max(1, usable_threads() // n_workers))
     restore = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         while queue or pool.running:
@@ -243,7 +243,7 @@ def _last_line(path: Path) -> str:
 def _shard_indexes(folder: Path) -> set[int]:
     if not folder.is_dir():
         return set()
-    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))
+    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))  # noqa: PTH208
     return {int(match[1]) for match in matches if match}
 
 
@@ -258,10 +258,6 @@ def _gpu_ids() -> list[str]:
         ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
     )
     return [str(i) for i, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
 
 
 def _raise_interrupt(*_: object) -> None:

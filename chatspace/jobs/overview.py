@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -48,13 +49,11 @@ def setup_lines(done: SetUp) -> list[str]:
 
 def next_commands(done: SetUp) -> list[str]:
     """Returns the shell commands that submit the run."""
-    here = Path.cwd()
-    names = [
-        shlex.quote(str(s.relative_to(here) if s.is_relative_to(here) else s)) for s in done.scripts
-    ]
+    names = [shlex.quote(shown_path(script)) for script in done.scripts]
     if len(names) <= 4:
         return [" && ".join(f"sbatch {name}" for name in names)]
-    return [f"chatspace submit {done.plan.run_id}   # {len(names)} arrays, in order"]
+    run = Layout(Path(done.plan.workspace)).run(done.plan.run_id).folder
+    return [f"chatspace submit {shlex.quote(str(run))}   # {len(names)} arrays, in order"]
 
 
 def summary_of(
@@ -68,7 +67,11 @@ def summary_of(
     """Returns the summary of a finished run, from its dataset manifests.
 
     Args:
+        plan: the run.
+        gathered: every split of it, published.
         elapsed_s: wall time of the command that shows it.
+        pictures: files that were drawn of the vectors.
+        next_steps: shell commands to go on with.
     """
     contents = [item.content for item in gathered]
     skipped: Counter[str] = Counter()
@@ -96,20 +99,39 @@ def summary_of(
         stages=_stages([content["stages"] for content in contents]),
         shards=sum(content["n_shards"] for content in contents),
         bytes_written=sum(content["bytes"] for content in contents),
-        manifests=[str(item.manifest) for item in gathered],
-        pictures=[str(path) for path in pictures],
+        manifests=[shown_path(item.manifest) for item in gathered],
+        pictures=[shown_path(path) for path in pictures],
         next_steps=list(next_steps),
     )
 
 
 def reading_steps(plan: Plan) -> list[str]:
-    """Returns how to go on with the vectors of a finished run."""
-    folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
+    """Returns how to go on with a finished run: in Python, and on the command line."""
+    folder = shown_path(Layout(Path(plan.workspace)).run(plan.run_id).folder)
     split = f'"{plan.splits[0].name}"' if len(plan.splits) > 1 else ""
     return [
-        f"python -c 'import chatspace; print(chatspace.open_run(\"{folder}\").vectors({split}).shape)'",
-        f"chatspace verify {shlex.quote(str(folder))}",
+        f'chatspace.open_run("{folder}").vectors({split})   # in Python',
+        f"chatspace verify {shlex.quote(folder)}",
     ]
+
+
+def running_lines(done: SetUp) -> list[str]:
+    """Returns what is about to run on this machine, as lines of text."""
+    plan = done.plan
+    rows = sum(split.rows for split in plan.splits)
+    shards = sum(split.n_shards for split in plan.splits)
+    slices = sum(len(split.slices) for split in plan.splits)
+    notes = list(done.notes)
+    if plan.cluster["image"]:
+        notes.append("container.image is not used on this machine; only batch scripts use it.")
+    lines = [f"run {plan.run_id}: {rows:,} rows, {shards:,} shards, {slices:,} slices"]
+    return lines + [f"note: {note}" for note in notes]
+
+
+def shown_path(path: Path) -> str:
+    """Returns a path relative to the current folder where it lies below it, else as it is."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _stages(parts: Sequence[dict[str, dict[str, float]]]) -> dict[str, StageTimes]:

@@ -86,7 +86,7 @@ def set_up_again(plan: Plan, out: Path | None = None) -> SetUp:
 def plan_run(
     spec: RunSpec, *, spec_path: Path | None = None, note: Callable[[str], None] = lambda _: None
 ) -> Plan:
-    """Returns the plan of a spec on this machine, with every path absolute; writes nothing of the run.
+    """Returns the plan of a spec on this machine, with absolute paths; writes nothing of the run.
 
     Raises:
         UserError: the spec, the data, the model or the workspace is not usable.
@@ -100,7 +100,7 @@ def plan_run(
 
 
 def input_folders(plan: Plan) -> list[str]:
-    """Returns the folders that tasks read from, as named and, behind symbolic links, as they really are.
+    """Returns the folders that tasks read from, as named and, behind symbolic links, as they are.
 
     A model in the hub's cache, for one, is a folder of links into another folder.
     """

@@ -19,11 +19,14 @@ EXIT_MARGIN_S = 10.0
 
 
 class SignalStop:
-    """Turns SIGUSR1 (walltime is near), SIGTERM (preempted, cancelled) and SIGINT into a stop request.
+    """Turns SIGUSR1 (walltime is near), SIGTERM (preempted, cancelled) and SIGINT into a stop.
+
+    SIGUSR2 is what submitit has SLURM send before the walltime, to the task too; SIGTERM from
+    submitit's own handler follows it.
 
     The handler only sets a time, so that SLURM's signal and the batch script's copy of it may both
-    arrive, in any order and at any moment. Before the first row flows there is nothing to finish, and the
-    task ends at once.
+    arrive, in any order and at any moment. Before the first row flows there is nothing to finish,
+    and the task ends at once.
 
     Args:
         stop: the request to set.
@@ -34,6 +37,7 @@ class SignalStop:
         self._stop = stop
         self._grace_s = {
             signal.SIGUSR1: max(0.0, grace_s - EXIT_MARGIN_S),
+            signal.SIGUSR2: min(TERM_GRACE_S, grace_s),
             signal.SIGTERM: min(TERM_GRACE_S, grace_s),
             signal.SIGINT: min(INT_GRACE_S, grace_s),
         }

@@ -1,4 +1,4 @@
-"""submitit's own executors: each array element is one slice, run exactly as a batch script would run it.
+"""submitit's own executors: each array element is one slice, run just as a batch script runs it.
 
 Not covered: the grace before the walltime; submitit's own signal and requeue take its place.
 """

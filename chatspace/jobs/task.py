@@ -162,10 +162,19 @@ class _Task:
 
 def outcome_facts(outcome: SliceOutcome) -> dict[str, Any]:
     """Returns what an execution measured, as the task manifest and the event log hold it."""
-    facts = asdict(outcome)
-    facts.pop("interrupted")
-    facts["notes"] = list(outcome.notes)
-    return facts
+    stages = {
+        name: {"busy_s": round(times.busy_s, 3), "idle_s": round(times.idle_s, 3)}
+        for name, times in outcome.stages.items()
+    }
+    return {
+        "n_tokens": outcome.n_tokens,
+        "n_padded_tokens": outcome.n_padded_tokens,
+        "stages": stages,
+        "elapsed_s": round(outcome.elapsed_s, 3),
+        "setup_s": round(outcome.setup_s, 3),
+        "runtime": outcome.runtime,
+        "notes": list(outcome.notes),
+    }
 
 
 def _find_slice(

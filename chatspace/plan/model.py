@@ -1,4 +1,4 @@
-"""The Plan: everything an array task needs, resolved once on the login node and written as `plan.json`."""
+"""The Plan: all that an array task needs, resolved once on the login node: `plan.json`."""
 
 from __future__ import annotations
 

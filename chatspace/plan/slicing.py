@@ -106,7 +106,7 @@ def _smallest_cap(sums: Ints, count: int) -> int:
 
 
 def _earliest_borders(sums: Ints, count: int, cap: int) -> list[int]:
-    """Returns for each border the smallest position from which the remaining slices still suffice."""
+    """Returns the smallest position of each border from which the remaining slices suffice."""
     borders = [0] * (count + 1)
     borders[count] = len(sums) - 1
     for j in range(count - 1, 0, -1):

@@ -14,7 +14,7 @@ from chatspace.shards.records import ShardRecord, ShardSpan
 
 
 class StopRequest:
-    """Set by a signal handler, read by the stages; re-entrant, the first request sets the deadline."""
+    """Set by a signal handler, read by the stages; re-entrant, the first request sets the time."""
 
     def __init__(self) -> None:
         self._deadline_s: float | None = None
@@ -87,7 +87,9 @@ class Commit(Protocol):
 
     def __call__(
         self, span: ShardSpan, table: pa.Table, *, skipped: dict[str, int], truncated: int
-    ) -> ShardRecord: ...
+    ) -> ShardRecord:
+        """Returns the record of the shard that is now on disk."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

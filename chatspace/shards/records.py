@@ -1,4 +1,4 @@
-"""Names and records of shards: what a file, a task manifest and a dataset manifest say of one shard."""
+"""Names and records of shards: what a file and the manifests say of one shard."""
 
 from __future__ import annotations
 

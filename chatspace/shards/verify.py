@@ -53,8 +53,8 @@ def check_shard(store: ShardStore, span: ShardSpan, record: ShardRecord) -> Shar
 def repeated_ids(checks: Sequence[ShardCheck]) -> list[str]:
     """Returns a line if an id stands in more than one row of the split.
 
-    Takes 8 bytes a row. Two different ids with one 64-bit hash would be reported too; among 100 million
-    rows that happens with a probability of 0.0003.
+    Takes 8 bytes a row. Two different ids with one 64-bit hash would be reported too; among 100
+    million rows that happens with a probability of 0.0003.
     """
     hashes = np.concatenate([np.empty(0, np.int64), *(check.id_hashes for check in checks)])
     n_repeated = len(hashes) - len(np.unique(hashes))

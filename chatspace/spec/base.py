@@ -1,4 +1,4 @@
-"""Sections that every kind of run spec has: the dataset, the output, the slices, and the run itself."""
+"""Sections that every kind of run spec has: the dataset, the output, the slices, the run itself."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ class RunSpec(Section):
     container: ContainerSection = ContainerSection()
 
     def science(self) -> dict[str, Any]:
-        """The part that decides what the shards hold, as plain JSON values; it is hashed into the plan."""
+        """The part that decides what the shards hold, as plain JSON; it is hashed into the plan."""
         return self.model_dump(mode="json", exclude=set(EXECUTION_KEYS))
