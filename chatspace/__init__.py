@@ -1,4 +1,4 @@
-"""chatspace: one YAML run spec becomes SLURM array jobs that embed every row of a dataset exactly once."""
+"""chatspace: one YAML run spec becomes SLURM arrays that embed every row exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook API: `chatspace.submit(...)` gives a `Run`, `chatspace.open_run(...)` finds it again."""
+"""The notebook API: `chatspace.submit(...)` gives a `Run`, `chatspace.open_run(...)` finds it."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def submit(
         again: submit even though jobs of the run are still active.
 
     Raises:
-        UserError: the spec, the data, the model or the workspace is not usable; nothing was started.
+        UserError: spec, data, model or workspace is not usable; nothing was started.
         UnfitEnvironmentError: the batch system is missing or refuses.
     """
     if executor not in ("local", "sbatch", "submitit"):

@@ -1,4 +1,4 @@
-"""What `chatspace demo` does around the run itself: text and model before it, the picture after it."""
+"""What `chatspace demo` does around the run: text and model before it, the picture after it."""
 
 from __future__ import annotations
 

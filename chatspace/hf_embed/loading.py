@@ -31,7 +31,7 @@ from chatspace.hf_embed.tokens import (
 log = logging.getLogger(__name__)
 
 GPU_TOKENS_PER_BATCH = 131072
-CPU_TOKENS_PER_BATCH = 4096
+CPU_TOKENS_PER_BATCH = 2048  # measured: activations of more leave the cache
 TRIM_TO = 8  # padding to less than this gains nothing: vector units work on whole groups anyway
 NO_LIMIT = 2**40
 _LONGEST_PROBE = 2**16

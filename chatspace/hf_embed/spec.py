@@ -49,13 +49,19 @@ class EncodeSection(Section):
     """How rows become batches."""
 
     tokens_per_batch: int | None = Field(None, gt=0)
-    """Padded tokens in one forward pass [131072 on a GPU, 4096 on a CPU]."""
+    """Padded tokens in one forward pass [131072 on a GPU, 2048 on a CPU]."""
     batch_size: int | None = Field(None, gt=0)
     """Rows in one forward pass, instead of a token budget."""
     bucket_min_tokens: int = Field(16, gt=0)
-    """Smallest bucket; buckets double from here."""
+    """Smallest bucket, in tokens; buckets double from here, and no batch mixes two of them.
+
+    With `compile` a batch is padded to its bucket, else to its longest row, rounded up to 8 tokens.
+    """
     bucket_max_tokens: int | None = Field(None, gt=0)
-    """Largest bucket [the model's limit]."""
+    """Where buckets stop doubling [the model's limit]; longer rows are padded to multiples of it.
+
+    It never cuts a row: `model.max_tokens` does.
+    """
     compile: bool = False
     """Compile the model with torch.compile; every bucket is warmed up first."""
     compile_mode: str | None = None

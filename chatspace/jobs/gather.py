@@ -48,7 +48,7 @@ def split_store(plan: Plan, split: SplitPlan, attempt: str = "local") -> ShardSt
 
 
 def gather_run(plan: Plan, *, verify: bool = False) -> list[Gathered]:
-    """Proves and publishes every split; splits that are complete are published even if others are not.
+    """Proves and publishes every split; complete ones are published even if others are not.
 
     Args:
         plan: the run.

@@ -1,4 +1,4 @@
-"""From a Plan to the text of its batch scripts: a pure function, no decision is left to the templates."""
+"""From a Plan to the text of its batch scripts: a pure function; templates decide nothing."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ArrayJob:
 def array_jobs(plan: Plan) -> list[ArrayJob]:
     """Returns the arrays of a run, in the order in which they are submitted.
 
-    One array is `embed.slurm`; several are named after their split and, where a split has more slices
-    than the cluster allows in one array, after their window.
+    One array is `embed.slurm`; several are named after their split and, where a split has more
+    slices than the cluster allows in one array, after their window.
     """
     stem = KINDS[plan.kind].script
     limit = plan.cluster.get("max_array_size") or DEFAULT_MAX_ARRAY_SIZE
@@ -186,7 +186,7 @@ def container_command(plan: Plan, runtime: str) -> list[str]:
 
 
 def container_binds(plan: Plan) -> list[str]:
-    """Returns the bind mounts: the workspace, the inputs, the model, and what the spec and profile say."""
+    """Returns the bind mounts: workspace, inputs, model, and what spec and profile say."""
     hf_home = [plan.cluster["hf_home"]] if plan.cluster["hf_home"] else []
     wanted = [plan.workspace, *plan.cluster["input_folders"], *hf_home]
     for path in wanted:

@@ -38,7 +38,7 @@ def run_task(plan_path: Path, split_name: str, slice_index: int, *, of: int | No
         of: number of slices that the caller was rendered for.
 
     Raises:
-        InputError: no such split or slice, or the plan was divided anew since the caller was rendered.
+        InputError: no such split or slice, or the plan was divided anew after rendering.
         InterruptedRun: a signal stopped the task; running it again resumes it.
     """
     plan = load_plan(plan_path)
@@ -72,7 +72,7 @@ class _Task:
         )
 
     def missing(self) -> list[ShardSpan]:
-        """Returns the shards to do; shards that are there but unrecorded are taken into the manifest."""
+        """Returns the shards to do; those that are there but unrecorded join the manifest."""
         spans = self.split.spans(self.slice)
         self.store.remove_stale_temps(spans)
         todo, adopted = [], False

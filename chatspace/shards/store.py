@@ -1,7 +1,8 @@
 """The folder of one split's shards: each file whole or absent, each with its owner in its metadata.
 
-There is no other completion marker: a shard is done when its file is there, can be opened, and says in its
-own footer that it belongs to this plan and covers these rows.
+There is no other completion marker: a shard is done when its file is there, can be opened, and says
+in its own footer that it belongs to this plan and covers these rows. A whole shard is never
+replaced: where two executions of one slice meet, the first to finish a shard has written it.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ class ShardStore:
     ) -> ShardRecord:
         """Writes one shard: temp file in the same folder, fsync, rename, fsync of the folder.
 
-        The bytes depend on the plan and the rows alone, so that a shard that is written again is the
-        same file.
+        The bytes depend on the plan and the rows alone, so that a shard that is written again is
+        the same file. A shard that is there by now stays as it is, for its checksum may be
+        published: the record is then the one of that file.
 
         Args:
             span: the rows that the shard answers for.
@@ -98,36 +100,30 @@ class ShardStore:
             truncated: rows that were cut to the model's limit.
 
         Raises:
-            OutputError: the file cannot be written; it is not there, nor is a part of it.
+            OutputError: the file cannot be written; it is not there, nor is a part of it. Or it is
+                there and belongs to another plan.
         """
         assert table.num_rows + sum(skipped.values()) == span.n_rows, (
             table.num_rows,
             skipped,
             span,
         )
-        path = self.path(span)
-        matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
-        low, high = norm_range(matrix)
-        footer = {
-            "schema_version": 1,
-            "plan_sha256": self.owner.plan_sha256,
-            "run_id": self.owner.run_id,
-            "split": self.owner.split,
-            "shard_index": span.index,
-            "row_start": span.row_start,
-            "row_stop": span.row_stop,
-            "rows": table.num_rows,
-            "rows_skipped": dict(sorted(skipped.items())),
-            "rows_truncated": truncated,
-            "embedding_dim": matrix.shape[1],
-            "min_norm": low,
-            "max_norm": high,
-        }
+        footer = self._footer(span, table, skipped, truncated)
         table = table.replace_schema_metadata({METADATA_KEY: json.dumps(footer)})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temp:
-            pq.write_table(table, temp, compression=self.compression, use_dictionary=_PLAIN_COLUMNS)
-            size, digest = temp.stat().st_size, sha256_of(temp)
+        try:
+            with atomic_path(self.path(span)) as temp:
+                pq.write_table(
+                    table, temp, compression=self.compression, use_dictionary=_PLAIN_COLUMNS
+                )
+                size, digest = temp.stat().st_size, sha256_of(temp)
+                self._claim(temp, span)
+        except OutputError:
+            # Another execution was first, and its gather may even have removed our temp file.
+            there = self.adopt(span)
+            if there is None:
+                raise
+            log.warning("shard was there already path=%s", self.path(span))
+            return there
         return self._record(footer, bytes_=size, sha256=digest, created_at=utc_now())
 
     def adopt(self, span: ShardSpan) -> ShardRecord | None:
@@ -170,10 +166,55 @@ class ShardStore:
                 removed += 1
         return removed
 
+    def _claim(self, temp: Path, span: ShardSpan) -> None:
+        """Gives the written file its name unless a whole shard has it.
+
+        A hard link is made by the file server itself, which knows of a file that another node wrote
+        a moment ago; a look at a network file system's cached folder does not. The rename that
+        follows finds both names to be one file, and changes nothing.
+
+        Raises:
+            OutputError: a whole shard is there.
+        """
+        path = self.path(span)
+        with temp.open("rb+") as file:
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(temp)
+            return
+        except FileExistsError:
+            pass
+        except OSError as error:
+            log.debug("no hard links path=%s error=%s", path, error)
+        if self.is_done(span):
+            raise OutputError(f"Shard exists: {path}; it is whole. Run it again.")
+
+    def _footer(
+        self, span: ShardSpan, table: pa.Table, skipped: dict[str, int], truncated: int
+    ) -> dict[str, Any]:
+        matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
+        low, high = norm_range(matrix)
+        return {
+            "schema_version": 1,
+            "plan_sha256": self.owner.plan_sha256,
+            "run_id": self.owner.run_id,
+            "split": self.owner.split,
+            "shard_index": span.index,
+            "row_start": span.row_start,
+            "row_stop": span.row_stop,
+            "rows": table.num_rows,
+            "rows_skipped": dict(sorted(skipped.items())),
+            "rows_truncated": truncated,
+            "embedding_dim": matrix.shape[1],
+            "min_norm": low,
+            "max_norm": high,
+        }
+
     def _check_owner(self, path: Path, footer: dict[str, Any]) -> None:
-        if footer["plan_sha256"] != self.owner.plan_sha256:
+        theirs = (footer.get("plan_sha256"), footer.get("split"))
+        if theirs != (self.owner.plan_sha256, self.owner.split):
             raise OutputError(
-                f"Output of another run: {path} belongs to run {footer['run_id']}, this run is "
+                f"Output of another run: {path} belongs to {footer_owner(footer)}, this run is "
                 f"{self.owner.run_id}. Choose another workspace or dataset.name, or move "
                 f"{path.parent} away."
             )
@@ -210,7 +251,10 @@ _PLAIN_COLUMNS = ["source", "dataset", "split", "metadata", "model", "created_at
 
 
 def read_shard_footer(path: Path) -> dict[str, Any] | None:
-    """Returns the metadata that a shard file carries, None if it is absent, damaged or no shard."""
+    """Returns what a shard file says of itself, None if it is absent or damaged.
+
+    A whole Parquet file that another program wrote says nothing: {}.
+    """
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except FileNotFoundError:
@@ -218,17 +262,41 @@ def read_shard_footer(path: Path) -> dict[str, Any] | None:
     except (pa.ArrowInvalid, OSError) as error:
         log.warning("damaged shard path=%s error=%s", path, error)
         return None
-    raw = metadata.get(METADATA_KEY)
-    return None if raw is None else json.loads(raw)
+    try:
+        footer = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return footer if isinstance(footer, dict) else {}
+
+
+def footer_owner(footer: dict[str, Any]) -> str:
+    """Returns whose shard it is, as errors say it."""
+    run_id, split = footer.get("run_id"), footer.get("split")
+    return f"run {run_id} split {split}" if run_id else "no run of chatspace"
+
+
+def shard_indexes(folder: Path) -> list[int]:
+    """Returns the indexes of the shard files in a folder, ascending, without opening any."""
+    try:
+        with os.scandir(folder) as entries:
+            matches = [SHARD_NAME.match(entry.name) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, str] | None:
-    """Returns one shard in `folder` that belongs to another plan, with its run id."""
-    names = sorted(n for n in os.listdir(folder) if SHARD_NAME.match(n)) if folder.is_dir() else []
-    for name in (*names[:1], *names[-1:]):
-        footer = read_shard_footer(folder / name)
-        if footer is not None and footer["plan_sha256"] != plan_sha256:
-            return folder / name, footer["run_id"]
+    """Returns one shard in `folder` that belongs to another plan, and to whom.
+
+    Only the first and the last are opened: a folder is refused as soon as it has a foreign shard,
+    so plans do not alternate in it. Each shard is looked at again when it is written or read.
+    """
+    indexes = shard_indexes(folder)
+    for index in dict.fromkeys((*indexes[:1], *indexes[-1:])):
+        path = folder / shard_file_name(index)
+        footer = read_shard_footer(path)
+        if footer is not None and footer.get("plan_sha256") != plan_sha256:
+            return path, footer_owner(footer)
     return None
 
 
