@@ -43,7 +43,7 @@ class Kind:
         return import_module(f"{self.package}.resolve").resolve_model
 
     def slice_work(self) -> Any:
-        """Returns `run_slice(work: SliceWork) -> SliceOutcome`; imports the kind's heavy libraries."""
+        """Returns `run_slice(work: SliceWork) -> SliceOutcome`; imports heavy libraries."""
         return import_module(f"{self.package}.work").run_slice
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +83,23 @@ class RunLayout:
         return self.folder / "local.log"
 
     def task_manifest(self, split: str, shard_start: int, shard_stop: int) -> Path:
-        """Task manifest of a slice, named after its shards so that regrouping overwrites nothing."""
+        """Task manifest of a slice, named after its shards: regrouping overwrites nothing."""
         return self.tasks / f"{path_component(split)}-{shard_start:05d}-{shard_stop:05d}.json"
 
     def event_log(self, split: str, slice_index: int) -> Path:
         """Event log of a slice."""
         return self.events / f"{path_component(split)}-{slice_index:05d}.jsonl"
+
+
+def find_workspace(chosen: str | None, fallback: str | None = None) -> Path:
+    """Returns the workspace root as an absolute path, to read from; it may not exist.
+
+    Args:
+        chosen: what the spec says; None for $CHATSPACE_WORKSPACE.
+        fallback: what the cluster profile says, where neither names one.
+    """
+    value = chosen or os.environ.get(WORKSPACE_VARIABLE) or fallback or DEFAULT_WORKSPACE
+    return Path(os.path.expandvars(value)).expanduser().absolute()
 
 
 def resolve_workspace(chosen: str | None, fallback: str | None = None) -> Path:
@@ -100,13 +112,25 @@ def resolve_workspace(chosen: str | None, fallback: str | None = None) -> Path:
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    value = chosen or os.environ.get(WORKSPACE_VARIABLE) or fallback or DEFAULT_WORKSPACE
-    root = Path(os.path.expandvars(value)).expanduser().absolute()
-    existing = next(p for p in (root, *root.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    root = find_workspace(chosen, fallback)
+    existing = next(p for p in (root, *root.parents) if os.path.exists(p))  # noqa: PTH110
+    why = _refusal(existing)
+    if why is not None:
         raise OutputError(
-            f"Workspace cannot be written: {root}; {existing} is not a folder that you may write to. "
-            f"Choose another with `workspace:` in the spec, `--set workspace=DIR` or "
+            f"Workspace cannot be written: {root}; {existing} is not a folder that you may write "
+            f"to ({why}). Choose another with `workspace:` in the spec, `--set workspace=DIR` or "
             f"${WORKSPACE_VARIABLE}."
         )
     return root
+
+
+def _refusal(folder: Path) -> str | None:
+    """Returns why no file can be made in a folder, None if one can.
+
+    One is made and removed: what permissions promise, root's above all, is not always so.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".chatspace-"):
+            return None
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)

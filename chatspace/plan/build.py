@@ -1,7 +1,8 @@
 """Planning: a run spec and the data on disk become a Plan.
 
-Nothing of the run is written here; only datasets that are not Parquet are staged. Planning the same spec on
-the same data gives the same hash and so the same run, whatever the number of slices, the cluster or the folder.
+Nothing of the run is written here; only datasets that are not Parquet are staged. Planning the same
+spec on the same data gives the same hash and so the same run, whatever the number of slices, the
+cluster or the folder.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 from chatspace import __version__
 from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import check_unique_ids, inventory
+from chatspace.data.sources import EXTENSIONS
 from chatspace.data.staging import stage_split
-from chatspace.errors import OutputError
+from chatspace.errors import OutputError, SpecError
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout, path_component, resolve_workspace, split_label
 from chatspace.plan.model import Plan, SplitPlan
@@ -47,7 +49,8 @@ def build_plan(
         note: told of steps that may take long (staging, checking ids).
 
     Raises:
-        UserError: the spec, the data, the model or the workspace is not usable; nothing was written.
+        UserError: the spec, the data, the model or the workspace is not usable; nothing was
+            written.
     """
     workspace = resolve_workspace(
         cluster.workspace if spec.workspace else None, fallback=cluster.workspace
@@ -63,7 +66,7 @@ def build_plan(
     if earlier is None:
         _check_ids(spec.dataset, splits, note)
     for split in splits:
-        _refuse_foreign_output(workspace / split.output_dir, digest, run_id)
+        _refuse_foreign_output(workspace, split, digest, run_id)
     return Plan(
         kind=spec.kind,
         name=spec.name,
@@ -80,13 +83,24 @@ def build_plan(
 
 
 def dataset_label(dataset: DatasetSection) -> str:
-    """Returns the name of the dataset in paths and rows: its name and subset, else the path's own name."""
+    """Returns the name of the dataset in paths and rows.
+
+    That is its name and subset, else the last part of its path that is no pattern, without the
+    extension of a file.
+    """
     if dataset.name is not None:
         parts = [dataset.name, *([dataset.subset] if dataset.subset else [])]
         return path_component("__".join(parts))
     assert dataset.path is not None
-    fixed = [p for p in Path(dataset.path).parts if not any(c in p for c in "*?[{$~") and p != "/"]
-    return Path(fixed[-1]).name.split(".")[0] if fixed else "dataset"
+    unfit = ("", ".", "..")
+    names = [part for part in dataset.path.split("/") if not set("*?[{$~") & set(part)]
+    fixed = [name for part in names if (name := _stem(part, dataset.source)) not in unfit]
+    return fixed[-1] if fixed else "dataset"
+
+
+def _stem(name: str, source: str) -> str:
+    fitting = [end for end in EXTENSIONS[source] if name.endswith(end)]
+    return name.removesuffix(max(fitting, key=len)) if fitting else name
 
 
 def _plan_split(
@@ -182,23 +196,41 @@ def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:
     return plan if plan.plan_sha256 == digest else None
 
 
-def _refuse_foreign_output(folder: Path, digest: str, run_id: str) -> None:
-    foreign = first_foreign_shard(folder, digest)
+def _refuse_foreign_output(workspace: Path, split: SplitPlan, digest: str, run_id: str) -> None:
+    """Refuses a folder of shards, or a manifest, that another plan made."""
+    foreign = first_foreign_shard(workspace / split.output_dir, digest)
+    if foreign is None:
+        foreign = _foreign_manifest(workspace / split.manifest, digest)
     if foreign is not None:
         path, other = foreign
         raise OutputError(
-            f"Output of another run: {path} belongs to run {other}, this spec and data give "
-            f"{run_id}. Choose another workspace or dataset.name, or move {folder} away."
+            f"Output of another run: {path} belongs to {other}, this spec and data give {run_id}. "
+            f"Choose another workspace or dataset.name, or move {path.parent} away."
         )
 
 
+def _foreign_manifest(path: Path, digest: str) -> tuple[Path, str] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a damaged one is of no use to anybody
+        return None
+    if not isinstance(content, dict) or content.get("plan_sha256") == digest:
+        return None
+    return path, f"run {content.get('run_id')}"
+
+
 def _creation_time() -> str:
-    """Returns the time now, or SOURCE_DATE_EPOCH, so that a whole run can be reproduced to the byte.
+    """Returns the time now, or SOURCE_DATE_EPOCH: a whole run can be reproduced to the byte.
 
     Source: https://reproducible-builds.org/specs/source-date-epoch/
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    try:
+        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    except (ValueError, OverflowError):
+        raise SpecError(
+            f"Invalid variable: SOURCE_DATE_EPOCH={epoch}; expected seconds since 1970. Unset it."
+        ) from None
     return moment.isoformat(timespec="seconds")
 
 
@@ -217,7 +249,7 @@ def provenance(spec_path: Path | None) -> dict[str, Any]:
 
 
 def _git(*args: str) -> str | None:
-    """Returns the output of a git command in the current folder, None where it is not a repository."""
+    """Returns the output of a git command in the current folder, None outside a repository."""
     try:
         done = subprocess.run(
             ["git", *args], capture_output=True, text=True, timeout=10, check=False

@@ -1,38 +1,50 @@
-"""Reading and writing `plan.json`."""
+"""Reading and writing `plan.json`.
+
+A plan that lies at `runs/{run_id}/plan.json` belongs to the workspace around it, wherever that was
+when the run was planned: a workspace may be moved, or be mounted elsewhere on another machine.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from chatspace.atomic import atomic_write_text
 from chatspace.errors import InputError
+from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 
 _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Writes the plan by rename."""
-    text = json.dumps(asdict(plan), ensure_ascii=False, indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text)
+    """Writes the plan by rename.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    atomic_write_text(path, json.dumps(asdict(plan), ensure_ascii=False, indent=1) + "\n")
 
 
 def load_plan(path: Path) -> Plan:
-    """Reads a plan.
+    """Reads a plan; its paths are those of the workspace that it lies in now.
 
     Raises:
         InputError: there is no plan at `path`, or it cannot be read.
     """
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
-    except FileNotFoundError:
+        plan = _ADAPTER.validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"No plan: {path} does not exist. Run `chatspace setup SPEC` first."
+        ) from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(
+            f"Plan cannot be read: {path}; {error.strerror}. Name a plan.json that you may read."
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -40,3 +52,36 @@ def load_plan(path: Path) -> Plan:
             f"Plan cannot be read: {path} {'.'.join(map(str, first['loc']))}: {first['msg']}. "
             f"Run `chatspace setup SPEC` again."
         ) from None
+    return _at_home(plan, path.absolute())
+
+
+def _at_home(plan: Plan, path: Path) -> Plan:
+    """Returns the plan with the workspace that it lies in; a copy elsewhere keeps its own."""
+    around = Path(*path.parts[:-3])
+    if path != Layout(around).run(plan.run_id).plan or around == Path(plan.workspace):
+        return plan
+    old, new = plan.workspace, str(around)
+    splits = tuple(
+        replace(
+            split,
+            files=tuple(replace(f, path=_moved(f.path, old, new)) for f in split.files),
+        )
+        for split in plan.splits
+    )
+    # Not the spec and not the model's name: they stand in the rows, which a move must not change.
+    model = {**plan.model, "path": _moved(plan.model.get("path"), old, new)}
+    return replace(
+        plan, workspace=new, splits=splits, model=model, cluster=_moved(plan.cluster, old, new)
+    )
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """Returns paths in or below the folder `old` as they are below `new`, and all else as it is."""
+    if isinstance(value, str):
+        inside = value == old or value.startswith(f"{old}/")
+        return new + value.removeprefix(old) if inside else value
+    if isinstance(value, dict):
+        return {key: _moved(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_moved(inner, old, new) for inner in value]
+    return value

@@ -1,13 +1,13 @@
 """Gather: proves that the shards of a split cover every row exactly once.
 
-The records come from the task manifests; a shard that no manifest tells of is read and hashed, so a task
-that was killed at any moment leaves nothing to repair by hand. Gather changes no shard and can run any number
-of times, also while tasks are still running.
+The records come from the task manifests; a shard that no manifest tells of is read and hashed, so
+that a task that was killed at any moment leaves nothing to repair by hand. Gather changes no shard
+and can run any number of times, also while tasks are still running.
 """
 
 from __future__ import annotations
 
-import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from chatspace.errors import OutputError
-from chatspace.shards.records import ShardRecord, ShardSpan
-from chatspace.shards.store import SHARD_NAME, ShardStore
+from chatspace.shards.records import ShardRecord, ShardSpan, shard_file_name
+from chatspace.shards.store import ShardStore, shard_indexes
 from chatspace.shards.task_manifest import TaskManifest, read_task_manifest
 from chatspace.shards.verify import ShardCheck, check_shard, repeated_ids
 
@@ -61,12 +61,16 @@ def prove_coverage(
     """
     manifests = _manifests(tasks, store)
     recorded = _latest_records(manifests)
-    sizes = _sizes_on_disk(store.folder)
+    listed = shard_indexes(store.folder)
+    on_disk = set(listed)
 
     def look(span: ShardSpan) -> tuple[ShardSpan, ShardRecord | None, ShardCheck | None]:
         record = recorded.get(span.index)
-        if not _matches(record, span, sizes.get(span.file_name)):
-            record = store.adopt(span) if span.file_name in sizes else None
+        # The listing of a network file system may be older than a manifest that another node wrote.
+        if span.index not in on_disk and record is None:
+            return span, None, None
+        if not _matches(record, span, _size(store.path(span))):
+            record = store.adopt(span)
         return span, record, check_shard(store, span, record) if verify and record else None
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -74,7 +78,7 @@ def prove_coverage(
     records = tuple(record for _, record, _ in seen if record is not None)
     checks = [check for _, _, check in seen if check is not None]
     problems = [line for check in checks for line in check.problems] + repeated_ids(checks)
-    problems += _disagreements(records) + _strays(sizes, spans, store.folder)
+    problems += _disagreements(records) + _strays(listed, spans, store.folder)
     return Coverage(
         records=records,
         missing=tuple(span for span, record, _ in seen if record is None),
@@ -88,13 +92,8 @@ def prove_coverage(
 
 
 def count_shards(folder: Path, n_shards: int) -> int:
-    """Returns how many shard files with an index below `n_shards` a folder holds, without opening any."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return 0
-    matches = (SHARD_NAME.match(name) for name in names)
-    return sum(1 for match in matches if match and int(match[1]) < n_shards)
+    """Returns how many shard files with an index below `n_shards` a folder holds; opens none."""
+    return bisect_left(shard_indexes(folder), n_shards)
 
 
 def _manifests(tasks: Path, store: ShardStore) -> list[TaskManifest]:
@@ -122,10 +121,11 @@ def _latest_records(manifests: Sequence[TaskManifest]) -> dict[int, ShardRecord]
     return latest
 
 
-def _sizes_on_disk(folder: Path) -> dict[str, int]:
-    if not folder.is_dir():
-        return {}
-    return {e.name: e.stat().st_size for e in os.scandir(folder) if SHARD_NAME.match(e.name)}
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _matches(record: ShardRecord | None, span: ShardSpan, size: int | None) -> bool:
@@ -149,11 +149,12 @@ def _disagreements(records: Sequence[ShardRecord]) -> list[str]:
     ]
 
 
-def _strays(sizes: dict[str, int], spans: Sequence[ShardSpan], folder: Path) -> list[str]:
+def _strays(listed: Sequence[int], spans: Sequence[ShardSpan], folder: Path) -> list[str]:
     """Returns a line for each shard file that the plan does not know."""
-    known = {span.file_name for span in spans}
+    known = {span.index for span in spans}
     return [
-        f"Shard outside the plan: {folder / name}; the plan ends with {spans[-1].file_name}. Move it away."
-        for name in sorted(sizes)
-        if name not in known
+        f"Shard outside the plan: {folder / shard_file_name(index)}; the plan ends with "
+        f"{spans[-1].file_name}. Move it away."
+        for index in listed
+        if index not in known
     ]

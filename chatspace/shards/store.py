@@ -32,7 +32,7 @@ from chatspace.shards.table import embedding_matrix
 log = logging.getLogger(__name__)
 
 METADATA_KEY = b"chatspace"
-SHARD_NAME = re.compile(r"^shard-(\d{5,})\.parquet$")
+SHARD_NAME = re.compile(r"^shard-(\d{5}|[1-9]\d{5,})\.parquet$")
 TEMP_NAME = re.compile(r"^\.shard-(\d{5,})\.parquet\.(?P<host>.+)-(?P<pid>\d+)\.tmp$")
 FOREIGN_HOST_TEMP_AGE_S = 3600.0
 
@@ -129,8 +129,8 @@ class ShardStore:
     def adopt(self, span: ShardSpan) -> ShardRecord | None:
         """Returns the record of a whole shard that no task manifest tells of, None if it is absent.
 
-        This is how a shard is accounted for whose task was killed between the rename of the file and
-        the writing of its manifest.
+        This is how a shard is accounted for whose task was killed between the rename of the file
+        and the writing of its manifest.
         """
         footer = self.read_footer(span)
         if footer is None:

@@ -1,4 +1,4 @@
-"""Task manifests: what one array task wrote, kept up to date after every shard by an atomic rename."""
+"""Task manifests: what one array task wrote, brought up to date after every shard by a rename."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from chatspace.atomic import atomic_write_text
 from chatspace.shards.records import Owner, ShardRecord
 
 log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RUNNING = "running"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,7 +24,8 @@ class TaskManifest:
     """One slice: its executions, and the shards that they wrote.
 
     Attributes:
-        attempts: one entry an execution: name, host, SLURM ids, times, state, stage timings, runtime.
+        attempts: one entry an execution: name, host, SLURM ids, times, state, stage timings,
+            runtime.
         shards: records by shard index.
     """
 
@@ -34,9 +40,7 @@ class TaskManifest:
     def open(cls, path: Path, owner: Owner, shard_start: int, shard_stop: int) -> TaskManifest:
         """Returns the slice's manifest with what earlier executions recorded, if it can be read."""
         manifest = cls(path=path, owner=owner, shard_start=shard_start, shard_stop=shard_stop)
-        earlier = read_task_manifest(path)
-        if earlier is not None and earlier.owner == owner:
-            manifest.attempts, manifest.shards = earlier.attempts, earlier.shards
+        manifest._take_in()
         return manifest
 
     def record(self, shard: ShardRecord) -> None:
@@ -45,9 +49,17 @@ class TaskManifest:
         self.write()
 
     def write(self) -> None:
-        """Writes the manifest by rename."""
+        """Writes the manifest by rename, with what another execution of the slice has put into it.
+
+        Two executions at once keep each other's records but for a write within the same instant;
+        what is lost then is lost to the provenance only, for the shards speak for themselves.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self._take_in()
         content = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "plan_sha256": self.owner.plan_sha256,
             "run_id": self.owner.run_id,
             "split": self.owner.split,
@@ -56,8 +68,36 @@ class TaskManifest:
             "attempts": self.attempts,
             "shards": [asdict(self.shards[index]) for index in sorted(self.shards)],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    def _take_in(self) -> None:
+        """Adds what the file says and this execution does not know."""
+        there = read_task_manifest(self.path)
+        if there is None or there.owner != self.owner:
+            return
+        known = {_identity(attempt): attempt for attempt in self.attempts}
+        unknown = [attempt for attempt in there.attempts if _identity(attempt) not in known]
+        for attempt in there.attempts:
+            if known.get(_identity(attempt), {}).get("state") == RUNNING:
+                known[_identity(attempt)].update(attempt)  # it may have ended since
+        self.attempts[:0] = unknown
+        self.shards = {**there.shards, **self.shards}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Content:
+    """What stands in the file."""
+
+    plan_sha256: str
+    run_id: str
+    split: str
+    shard_start: int
+    shard_stop: int
+    attempts: list[dict[str, Any]]
+    shards: list[ShardRecord]
+
+
+_ADAPTER: TypeAdapter[_Content] = TypeAdapter(_Content)
 
 
 def read_task_manifest(path: Path) -> TaskManifest | None:
@@ -66,21 +106,21 @@ def read_task_manifest(path: Path) -> TaskManifest | None:
     Nothing is lost with a damaged manifest: the shards speak for themselves.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        owner = Owner(
-            plan_sha256=content["plan_sha256"], run_id=content["run_id"], split=content["split"]
-        )
-        shards = [ShardRecord(**record) for record in content["shards"]]
-        return TaskManifest(
-            path=path,
-            owner=owner,
-            shard_start=content["shard_start"],
-            shard_stop=content["shard_stop"],
-            attempts=content["attempts"],
-            shards={shard.shard_index: shard for shard in shards},
-        )
+        content = _ADAPTER.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("damaged task manifest path=%s error=%r", path, error)
+    except (OSError, ValidationError) as error:
+        log.warning("damaged task manifest path=%s error=%s", path, str(error).splitlines()[0])
         return None
+    return TaskManifest(
+        path=path,
+        owner=Owner(plan_sha256=content.plan_sha256, run_id=content.run_id, split=content.split),
+        shard_start=content.shard_start,
+        shard_stop=content.shard_stop,
+        attempts=content.attempts,
+        shards={shard.shard_index: shard for shard in content.shards},
+    )
+
+
+def _identity(attempt: dict[str, Any]) -> tuple[Any, Any]:
+    return attempt.get("attempt"), attempt.get("started_at")

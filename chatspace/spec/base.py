@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from chatspace.layout import path_component
 from chatspace.spec.section import Section, Strings
 from chatspace.spec.slurm import ContainerSection, SlurmSection
 
@@ -21,13 +22,13 @@ class DatasetSection(Section):
 
     source: Source
     """Format or origin of the data; everything but parquet is staged as Parquet first."""
-    name: str | None = None
+    name: str | None = Field(None, min_length=1)
     """Dataset name on the Hugging Face hub, or the label of local files [the path's own name]."""
-    path: str | None = None
+    path: str | None = Field(None, min_length=1)
     """Local file, folder or glob; `{split}` stands for the split, `~` and `$VAR` are expanded."""
-    subset: str | None = None
+    subset: str | None = Field(None, min_length=1)
     """Configuration of a hub dataset."""
-    split: str | None = None
+    split: str | None = Field(None, min_length=1)
     """The one split to read ["train"]."""
     splits: Strings | None = None
     """Several splits, each its own array of the run."""
@@ -50,6 +51,11 @@ class DatasetSection(Section):
             not self.splits or len(set(self.splits)) < len(self.splits)
         ):
             raise ValueError("splits must name at least one split and none twice")
+        folders = [path_component(name) for name in self.split_names]
+        if len(set(folders)) < len(folders):
+            raise ValueError("splits must differ in more than / and __, which name one folder")
+        if {"", ".", ".."} & {*folders, self.name}:
+            raise ValueError("name and split name folders, which cannot be empty, `.` or `..`")
         if self.source == "huggingface" and self.name is None:
             raise ValueError("name is required for source huggingface")
         if self.source != "huggingface" and self.path is None:

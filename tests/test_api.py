@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import chatspace
+from chatspace.errors import IncompleteError, InputError
+from chatspace.jobs.setup import set_up
+from tests.conftest import SpecMaker
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "submitit"])
+def test_submit_returns_at_once_and_wait_ends_with_the_vectors(
+    executor: chatspace.api.ExecutorName, make_spec: SpecMaker
+) -> None:
+    started = time.monotonic()
+    cluster = "local" if executor == "submitit" else None
+    run = chatspace.submit(make_spec(slices={"count": 2}), executor=executor, cluster=cluster)
+    assert not run.is_complete()
+    assert time.monotonic() - started < 30
+    assert run.wait(timeout_min=2) is run
+    vectors = run.vectors()
+    table = run.dataset().to_table()
+    assert vectors.shape == (300, run.manifest()["embedding_dim"])
+    assert table["row_index"].to_pylist() == list(range(300))
+    assert np.array_equal(vectors[7], np.array(table["embedding"][7].as_py(), dtype=np.float32))
+    assert chatspace.open_run(run.folder).run_id == run.run_id
+
+
+def test_submit_mapping_is_validated_like_a_file() -> None:
+    with pytest.raises(chatspace.errors.SpecError, match="Did you mean dataset"):
+        chatspace.submit({"kind": "embed", "name": "x", "datset": {}})
+
+
+def test_submit_unknown_executor_names_the_known_ones(make_spec: SpecMaker) -> None:
+    with pytest.raises(InputError, match="local, sbatch, submitit"):
+        chatspace.submit(make_spec(), executor="slurm")  # type: ignore[arg-type]
+
+
+def test_vectors_before_the_gather_says_what_to_run(make_spec: SpecMaker) -> None:
+    run = chatspace.Run(set_up(make_spec()).plan)
+    with pytest.raises(IncompleteError, match="chatspace gather"):
+        run.vectors()
+
+
+def test_wait_ends_with_a_timeout_and_the_state(make_spec: SpecMaker) -> None:
+    run = chatspace.Run(set_up(make_spec()).plan)
+    with pytest.raises(TimeoutError, match="incomplete"):
+        run.wait(timeout_min=0)
+
+
+def test_open_run_unknown_lists_the_known(make_spec: SpecMaker, tmp_path: Path) -> None:
+    run = chatspace.Run(set_up(make_spec()).plan)
+    with pytest.raises(InputError, match=run.run_id):
+        chatspace.open_run("nope", workspace=str(tmp_path / "ws"))

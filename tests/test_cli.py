@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chatspace import __version__
+from chatspace.errors import ExitCode
+from tests.conftest import texts, write_parquet
+
+COMMANDS = [
+    "setup", "submit", "run", "task", "gather", "verify", "status", "embed-hf", "schema", "demo",
+    "version",
+]  # fmt: skip
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+SPEC = """\
+kind: embed
+name: cli
+workspace: ws
+dataset: {{source: parquet, path: data}}
+model: {{name: {model}, dtype: float32, device: cpu}}
+output: {{rows_per_shard: 25}}
+slices: {{count: 2}}
+slurm: {{profile: local}}
+"""
+
+
+@pytest.fixture
+def chatspace(tmp_path: Path, tiny_model: Path) -> Command:
+    """Runs a command in a folder with 100 rows and a spec, without SLURM on the PATH."""
+    write_parquet(tmp_path / "data" / "train.parquet", {"text": texts(100)})
+    (tmp_path / "spec.yaml").write_text(SPEC.format(model=tiny_model))
+    env = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "100"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "chatspace", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        )
+
+    return run
+
+
+def run_folder(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "ws" / "runs").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_answers(name: str, chatspace: Command) -> None:
+    done = chatspace(name, "--help")
+    assert done.returncode == 0
+    assert name in done.stdout
+
+
+def test_help_lists_every_command(chatspace: Command) -> None:
+    assert all(name in chatspace("--help").stdout for name in COMMANDS)
+
+
+def test_version_prints_the_version_of_the_changelog(chatspace: Command) -> None:
+    assert chatspace("version").stdout == f"chatspace {__version__}\n"
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert f"## {__version__}" in changelog
+
+
+def test_schema_is_json_with_every_section(chatspace: Command) -> None:
+    schema = json.loads(chatspace("schema").stdout)
+    sections = {"dataset", "model", "encode", "output", "slices", "slurm", "container"}
+    assert sections <= set(schema["properties"])
+
+
+def test_setup_writes_scripts_here_and_in_the_run_folder_and_says_the_next_command(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    done = chatspace("setup", "--config", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "sbatch embed.slurm"
+    assert "100 rows" in done.stdout
+    assert "4 shards" in done.stdout
+    assert "2 slices" in done.stdout
+    for name in ("embed.slurm", "gather.slurm"):
+        assert (tmp_path / name).read_text() == (run_folder(tmp_path) / name).read_text()
+    assert (tmp_path / "logs").is_dir()
+    assert (run_folder(tmp_path) / "spec.yaml").read_text() == (tmp_path / "spec.yaml").read_text()
+
+
+def test_setup_twice_is_the_same_run_with_other_slices_too(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    chatspace("setup", "spec.yaml")
+    again = chatspace(
+        "setup", "spec.yaml", "--set", "slices.count=4", "--set", "slurm.time=12:00:00"
+    )
+    assert again.returncode == 0, again.stderr
+    script = (run_folder(tmp_path) / "embed.slurm").read_text()
+    assert "#SBATCH --array=0-3\n" in script
+    assert "#SBATCH --time=12:00:00\n" in script
+
+
+def test_submit_without_slurm_exits_4_in_one_line(chatspace: Command) -> None:
+    done = chatspace("submit", "spec.yaml")
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert len(done.stderr.splitlines()) == 1
+    assert "sbatch is not on the PATH" in done.stderr
+
+
+def test_gather_before_any_task_exits_3_and_says_what_is_missing(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    chatspace("setup", "spec.yaml")
+    done = chatspace("gather", str(run_folder(tmp_path)))
+    assert done.returncode == ExitCode.INCOMPLETE
+    assert "4 of 4 shards missing" in done.stderr
+    assert f"sbatch --array=0-1 {run_folder(tmp_path)}/embed.slurm" in done.stderr
+
+
+def test_status_of_an_unknown_run_lists_the_known_ones(chatspace: Command, tmp_path: Path) -> None:
+    chatspace("setup", "spec.yaml")
+    done = chatspace("status", "nope", "--workspace", "ws")
+    assert done.returncode == ExitCode.USER_INPUT
+    assert run_folder(tmp_path).name in done.stderr
+
+
+def test_task_of_another_division_is_refused(chatspace: Command, tmp_path: Path) -> None:
+    chatspace("setup", "spec.yaml")
+    plan = str(run_folder(tmp_path) / "plan.json")
+    done = chatspace("task", "--plan", plan, "--split", "train", "--slice", "0", "--of", "7")
+    assert done.returncode == ExitCode.USER_INPUT
+    assert "7 slices" in done.stderr
+
+
+@pytest.mark.slow
+def test_run_then_everything_else_works_on_the_result(chatspace: Command, tmp_path: Path) -> None:
+    done = chatspace("run", "spec.yaml", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "100 rows, every one accounted for" in done.stdout
+    folder = str(run_folder(tmp_path))
+    status = json.loads(chatspace("status", folder, "--json").stdout)
+    assert status["state"] == "complete"
+    assert status["splits"][0]["rows_done"] == 100
+    assert "4 shards verified" in chatspace("verify", folder).stdout
+    assert "100 rows accounted for" in chatspace("gather", folder).stdout
+    again = chatspace("run", folder)
+    assert "nothing to embed" in again.stdout
+
+
+@pytest.mark.slow
+def test_embed_hf_from_flags_embeds(chatspace: Command, tmp_path: Path, tiny_model: Path) -> None:
+    done = chatspace(
+        "embed-hf", "--source", "parquet", "--path", "data", "--workspace", "ws",
+        "--model-name", str(tiny_model), "--model-dtype", "float32", "--profile", "local",
+        "--rows-per-shard", "50", "--no-keep-text",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "100 rows, every one accounted for" in done.stdout
+    plan = json.loads((run_folder(tmp_path) / "plan.json").read_text())
+    assert plan["spec"]["output"]["keep_text"] is False
+    assert plan["spec"]["output"]["rows_per_shard"] == 50
+
+
+def test_run_failing_slice_says_why_and_where_its_log_is(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    chatspace("setup", "spec.yaml")
+    (tmp_path / "data" / "train.parquet").write_bytes(b"overwritten")
+    done = chatspace("run", str(run_folder(tmp_path)))
+    assert done.returncode == ExitCode.USER_INPUT
+    assert "train.parquet" in done.stderr.splitlines()[-1]
