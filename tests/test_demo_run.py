@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_demo_embeds_real_text_with_the_real_model_and_draws_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chatspace", "demo", "--set", "dataset.max_rows=300"]
+    options = ["--set", "output.rows_per_shard=25"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "300 rows, every one accounted for" in done.stdout
+    assert "4 slices" in done.stdout
+    (run,) = (tmp_path / "workspace" / "runs").iterdir()
+    assert (run / "map.png").read_bytes().startswith(b"\x89PNG")
+    page = (run / "map.html").read_text(encoding="utf-8")
+    assert "numpy" in page
+    assert "http://" not in page.split("<script")[0]
