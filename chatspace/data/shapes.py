@@ -16,7 +16,7 @@ _SCALARS: dict[str, pa.DataType] = {
 _KINDS: dict[type, str] = {str: "text", float: "a number", list: "a list", dict: "an object"}
 
 
-class TypeConflict(Exception):  # noqa: N818 - always caught, and told with its line
+class TypeConflict(Exception):
     """A value does not fit what was seen before; the message says where and why."""
 
 

@@ -44,7 +44,7 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
         )
     return {
         "name": name,
-        "label": path_component(folder.name),
+        "label": path_component((folder.resolve() if folder.name == ".." else folder).name),
         "path": str(folder),
         "fingerprint": {"files": fingerprint_files(folder)},
         "embedding_dim": embedding_dim(folder),

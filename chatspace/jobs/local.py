@@ -243,7 +243,7 @@ def _last_line(path: Path) -> str:
 def _shard_indexes(folder: Path) -> set[int]:
     if not folder.is_dir():
         return set()
-    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))  # noqa: PTH208
+    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))
     return {int(match[1]) for match in matches if match}
 
 

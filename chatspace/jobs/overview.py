@@ -108,9 +108,10 @@ def summary_of(
 def reading_steps(plan: Plan) -> list[str]:
     """Returns how to go on with a finished run: in Python, and on the command line."""
     folder = shown_path(Layout(Path(plan.workspace)).run(plan.run_id).folder)
-    split = f'"{plan.splits[0].name}"' if len(plan.splits) > 1 else ""
+    run = json.dumps(folder, ensure_ascii=False)
+    split = json.dumps(plan.splits[0].name, ensure_ascii=False) if len(plan.splits) > 1 else ""
     return [
-        f'chatspace.open_run("{folder}").vectors({split})   # in Python',
+        f"python: chatspace.open_run({run}).vectors({split})",
         f"chatspace verify {shlex.quote(folder)}",
     ]
 

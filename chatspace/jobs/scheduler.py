@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +15,9 @@ from chatspace.errors import UnfitEnvironmentError
 log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 60.0
+# Else a list of array indexes ends after 64 characters: https://slurm.schedmd.com/sacct.html
+_WHOLE_LISTS = {"SLURM_BITSTR_LEN": "0"}
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?$")
 ACTIVE_STATES = frozenset(
     [
         "PENDING",
@@ -22,8 +27,11 @@ ACTIVE_STATES = frozenset(
         "CONFIGURING",
         "REQUEUED",
         "REQUEUE_HOLD",
+        "REQUEUE_FED",
         "RESIZING",
+        "RESV_DEL_HOLD",
         "SIGNALING",
+        "SPECIAL_EXIT",
         "STAGE_OUT",
         "STOPPED",
     ]
@@ -49,19 +57,25 @@ class SlurmScheduler:
         """Submits a script with sbatch.
 
         Raises:
-            UnfitEnvironmentError: sbatch is missing or refuses the script; the message is sbatch's own.
+            UnfitEnvironmentError: sbatch is missing or refuses the script, in its own words.
         """
         dependency = [f"--dependency=afterany:{':'.join(after)}"] if after else []
         # Without this a job waits for ever once its dependency can no longer be met.
         kill = ["--kill-on-invalid-dep=yes"] if after else []
         text = _run(["sbatch", "--parsable", *dependency, *kill, script.name], cwd=script.parent)
-        return text.strip().splitlines()[-1].split(";")[0]
+        lines = text.split()  # `12` or `12;cluster`, below what a wrapper of the site may say
+        job_id = lines[-1].split(";")[0] if lines else ""
+        if not job_id.isdecimal():
+            raise UnfitEnvironmentError(
+                f"sbatch gave no job id: {script}; it said {text.strip()!r}. See `squeue --me`."
+            )
+        return job_id
 
     def states(self, job_ids: Sequence[str]) -> dict[str, str]:
         """Returns element states from one squeue and, where accounting is on, one sacct.
 
-        A pending element that was cancelled is in neither, so callers keep their own list of what they
-        expect.
+        A pending element that was cancelled is in neither, so callers keep their own list of what
+        they expect.
         """
         if not job_ids:
             return {}
@@ -75,13 +89,13 @@ class SlurmScheduler:
 
 
 def _parse_states(text: str) -> dict[str, str]:
-    """Returns states by element; `123_[4-7%2]` stands for pending elements that were not split off."""
+    """Returns states by element; `123_[4-7%2]` stands for elements that were not split off yet."""
     states: dict[str, str] = {}
     for line in text.splitlines():
-        element, _, state = line.partition("|")
-        word = state.split()[0] if state else "UNKNOWN"
-        for name in _elements(element):
-            states[name] = word
+        element, bar, state = line.strip().partition("|")
+        if bar:  # anything else is a message
+            word = state.split()[0].rstrip("+") if state.strip() else "UNKNOWN"
+            states.update(dict.fromkeys(_elements(element), word))
     return states
 
 
@@ -91,17 +105,29 @@ def _elements(element: str) -> list[str]:
         return [element]
     names = []
     for part in rest.split("]")[0].split("%")[0].split(","):
-        first, _, last = part.split(":")[0].partition("-")
-        names += [f"{job}_{i}" for i in range(int(first), int(last or first) + 1)]
+        match = _RANGE.match(part)
+        if match:  # not so `...`, where a list was too long for SLURM
+            first, last, step = (int(number) if number else None for number in match.groups())
+            assert first is not None
+            names += [f"{job}_{i}" for i in range(first, (last or first) + 1, step or 1)]
     return names
 
 
-def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
+def _run(
+    command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, timeout=COMMAND_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env=env,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise UnfitEnvironmentError(
             f"No SLURM here: {command[0]} is not on the PATH. Submit from a login node, or use "
             f"`chatspace run`."
@@ -120,7 +146,7 @@ def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
 def _try_run(command: Sequence[str]) -> str:
     """Returns the output of a query, empty where it fails: accounting may be off."""
     try:
-        return _run(command)
+        return _run(command, env={**os.environ, **_WHOLE_LISTS})
     except UnfitEnvironmentError as error:
         log.info("query failed command=%s error=%s", command[0], error)
         return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chatspace.atomic import atomic_write_text
+from chatspace.atomic import atomic_write_text, output_error
 from chatspace.jobs.render import ArrayJob, array_jobs, render_array, render_gather
 from chatspace.layout import Layout
 from chatspace.plan.build import build_plan
@@ -62,16 +62,18 @@ def set_up(
         note: told of steps that may take long.
 
     Raises:
-        UserError: the spec, the data, the model or the workspace is not usable; nothing was written.
+        UserError: the spec, the data, the model or the workspace is not usable; nothing was
+            written.
     """
     plan = plan_run(spec, spec_path=spec_path, note=note)
     texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
+    plan = replace(plan, cluster={**plan.cluster, "image_sha256": _image_sha256(plan, note)})
     run = Layout(Path(plan.workspace)).run(plan.run_id)
-    save_plan(plan, run.plan)
-    atomic_write_text(
-        run.spec, spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n"
-    )
-    return _write_scripts(plan, texts, out, plan_notes(plan, spec))
+    done = _write_scripts(plan, texts, out, plan_notes(plan, spec))
+    text = spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n"
+    atomic_write_text(run.spec, text)
+    save_plan(plan, run.plan)  # last: a run is set up once it has a plan
+    return done
 
 
 def set_up_again(plan: Plan, out: Path | None = None) -> SetUp:
@@ -95,8 +97,7 @@ def plan_run(
     if cluster.max_array_size is None:
         cluster = replace(cluster, max_array_size=ask_max_array_size())
     plan = build_plan(spec, cluster, spec_path=spec_path, note=note)
-    found = {"image_sha256": _image_sha256(plan, note), "input_folders": input_folders(plan)}
-    return replace(plan, cluster={**plan.cluster, **found})
+    return replace(plan, cluster={**plan.cluster, "input_folders": input_folders(plan)})
 
 
 def input_folders(plan: Plan) -> list[str]:
@@ -129,8 +130,8 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
     for split in plan.splits:
         if wanted > len(split.slices):
             notes.append(
-                f"slices.count={wanted} but split {split.name} has {split.n_shards} shards: it gets "
-                f"{len(split.slices)} tasks. A smaller output.rows_per_shard gives more."
+                f"slices.count={wanted} but split {split.name} has {split.n_shards} shards: it "
+                f"gets {len(split.slices)} tasks. A smaller output.rows_per_shard gives more."
             )
     return notes
 
@@ -173,9 +174,13 @@ def _write_scripts(
     plan: Plan, texts: Mapping[str, str], out: Path | None, notes: Sequence[str]
 ) -> SetUp:
     # SLURM does not make the folder of its logs: a job without it fails and leaves no trace.
-    Path(plan.cluster["log_dir"]).mkdir(parents=True, exist_ok=True)
+    logs = Path(plan.cluster["log_dir"])
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(error, logs) from error
     run_folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
-    for folder in dict.fromkeys([run_folder, out or run_folder]):
+    for folder in dict.fromkeys([out or run_folder, run_folder]):
         for name, text in texts.items():
             atomic_write_text(folder / name, text)
             (folder / name).chmod(0o755)

@@ -1,13 +1,15 @@
-"""What was submitted of a run: one JSON line a job in `submissions.jsonl`, appended, never rewritten."""
+"""What was submitted of a run: one JSON line a job in `submissions.jsonl`, appended only."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from chatspace.errors import UnfitEnvironmentError
+from chatspace.atomic import output_error
+from chatspace.errors import OutputError, UnfitEnvironmentError
 from chatspace.jobs.render import ArrayJob
 from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler
 from chatspace.jobs.setup import GATHER_SCRIPT, SetUp
@@ -47,15 +49,20 @@ def submit_all(done: SetUp, scheduler: Scheduler, *, again: bool = False) -> lis
 
     Raises:
         UnfitEnvironmentError: the batch system refuses, or jobs of the run are still active.
+        OutputError: the record of the submissions cannot be written.
     """
     plan = done.plan
     if not again:
         _refuse_active(plan, scheduler)
-    submitted = []
-    for job, script in zip(done.jobs, done.scripts, strict=True):
-        submitted.append(_record(plan, _of(job, scheduler.submit(script))))
-    after = [submission.job_id for submission in submitted]
-    gather_id = scheduler.submit(done.gather, after=after)
+    _append(plan, b"")  # a job that is not on record would be submitted twice
+    submitted: list[Submission] = []
+    try:
+        for job, script in zip(done.jobs, done.scripts, strict=True):
+            submitted.append(_record(plan, _of(job, scheduler.submit(script))))
+        after = [submission.job_id for submission in submitted]
+        gather_id = scheduler.submit(done.gather, after=after)
+    except UnfitEnvironmentError as error:
+        raise _with_submitted(error, submitted) from error
     gather_job = ArrayJob(split="", offset=0, count=1, script=GATHER_SCRIPT)
     submitted.append(_record(plan, _of(gather_job, gather_id)))
     return submitted
@@ -80,13 +87,12 @@ def record_submission(
 
 
 def read_submissions(plan: Plan) -> list[Submission]:
-    """Returns the jobs of a run, oldest first."""
-    path = Layout(Path(plan.workspace)).run(plan.run_id).submissions
+    """Returns the jobs of a run, oldest first; a torn line is passed over."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _path(plan).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    return [Submission(**json.loads(line)) for line in lines if line.endswith("}")]
+    return [found for line in lines if (found := _parse(line)) is not None]
 
 
 def slurm_ids(submissions: Sequence[Submission]) -> list[str]:
@@ -99,9 +105,22 @@ def _refuse_active(plan: Plan, scheduler: Scheduler) -> None:
     active = sorted({k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES})
     if active:
         raise UnfitEnvironmentError(
-            f"Run has active jobs: {plan.run_id} {', '.join(active)}. Wait for them, cancel them with "
-            f"`scancel {' '.join(active)}`, or submit beside them with --again."
+            f"Run has active jobs: {plan.run_id} {', '.join(active)}. Wait for them, cancel them "
+            f"with `scancel {' '.join(active)}`, or submit beside them with --again."
         )
+
+
+def _with_submitted(
+    error: UnfitEnvironmentError, submitted: Sequence[Submission]
+) -> UnfitEnvironmentError:
+    """Returns the error with what is in the queue already."""
+    if not submitted:
+        return error
+    ids = " ".join(submission.job_id for submission in submitted)
+    return UnfitEnvironmentError(
+        f"{error} {len(submitted)} arrays of the run were submitted before: cancel them with "
+        f"`scancel {ids}`, or submit the other scripts with sbatch."
+    )
 
 
 def _of(job: ArrayJob, job_id: str) -> Submission:
@@ -117,7 +136,37 @@ def _of(job: ArrayJob, job_id: str) -> Submission:
 
 
 def _record(plan: Plan, submission: Submission) -> Submission:
-    path = Layout(Path(plan.workspace)).run(plan.run_id).submissions
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submission)) + "\n")
+    try:
+        _append(plan, json.dumps(asdict(submission)).encode() + b"\n")
+    except OutputError as error:
+        raise OutputError(f"Job {submission.job_id} was submitted. {error}") from error
     return submission
+
+
+def _append(plan: Plan, line: bytes) -> None:
+    """Appends to the record in one write, after the end of a line that was cut short.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = _path(plan)
+    try:
+        with path.open("ab+", buffering=0) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            if line:
+                file.write(line)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+def _parse(line: bytes) -> Submission | None:
+    try:
+        return Submission(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _path(plan: Plan) -> Path:
+    return Layout(Path(plan.workspace)).run(plan.run_id).submissions

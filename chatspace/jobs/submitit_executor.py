@@ -6,14 +6,16 @@ Not covered: the grace before the walltime; submitit's own signal and requeue ta
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chatspace.errors import ExitCode, InterruptedRun
 from chatspace.jobs.local import SliceFailed, slices_of, task_command
-from chatspace.jobs.render import container_command, task_environment
+from chatspace.jobs.render import container_command, quote, task_environment
 from chatspace.jobs.submissions import Submission, record_submission
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -51,16 +53,34 @@ class SliceCall:
             raise SliceFailed(f"Slice failed: exit code {code}: {' '.join(self.command)}")
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the walltime: stops the task, which keeps its shards, and requeues."""
+        """Stops the task, which keeps its shards; called by submitit when the walltime is near.
+
+        Returns:
+            What submitit puts into the queue again.
+        """
         import submitit
 
-        if self._child is not None and self._child.poll() is None:
+        if self._child is not None:
             self._child.terminate()
-            self._child.wait(timeout=STOP_TIMEOUT_S)
+            if not _has_ended(self._child.pid, STOP_TIMEOUT_S):
+                self._child.kill()
         return submitit.helpers.DelayedSubmission(SliceCall(self.command, self.env))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"command": self.command, "env": self.env, "_child": None}
+
+
+def _has_ended(pid: int, timeout_s: float) -> bool:
+    """Waits for a child; by its id, for `Popen.wait` is what the signal has interrupted."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def submit_with_submitit(
@@ -78,7 +98,9 @@ def submit_with_submitit(
     import submitit
 
     folder = Layout(Path(plan.workspace)).run(plan.run_id).folder / "submitit"
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor = submitit.AutoExecutor(
+        folder=folder, cluster=cluster, slurm_max_num_timeout=plan.cluster["max_requeues"]
+    )
     executor.update_parameters(**_parameters(plan, executor.cluster))
     python = () if executor.cluster != "slurm" else _python_in_container(plan)
     env = task_environment(plan.cluster)
@@ -112,7 +134,11 @@ def _parameters(plan: Plan, cluster: str) -> dict[str, Any]:
         "slurm_constraint": settings["constraint"],
         "slurm_array_parallelism": settings["array_parallelism"] or len(slices_of(plan)),
         gpu_key: (f"gpu:{amount}" if gpu_key == "slurm_gres" else amount) if count else None,
-        # submitit writes a wckey of its own, which clusters that enforce wckeys refuse.
+        "slurm_setup": [
+            *(f"module load {quote('modules', module)}" for module in settings["modules"]),
+            *settings["setup"],
+        ],
+        # submitit writes a wckey of its own; `slurm.extra.wckey` takes its place.
         "slurm_additional_parameters": {"requeue": True, **settings["extra"]},
     }
     return parameters | {key: value for key, value in wanted.items() if value is not None}
@@ -127,8 +153,12 @@ def _python_in_container(plan: Plan) -> list[str]:
 
 
 def _runtime(plan: Plan) -> str:
-    runtime = plan.cluster["runtime"]
-    return "apptainer" if runtime == "auto" else str(runtime)
+    runtime = str(plan.cluster["runtime"])
+    if runtime != "auto":
+        return runtime
+    # Looked for here, where a job script would look on its node.
+    has_only_old = shutil.which("apptainer") is None and shutil.which("singularity") is not None
+    return "singularity" if has_only_old else "apptainer"
 
 
 def _recorded(plan: Plan, jobs: Sequence[Any], cluster: str) -> list[Submission]:

@@ -7,6 +7,7 @@ when the run was planned: a workspace may be moved, or be mounted elsewhere on a
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,13 @@ def load_plan(path: Path) -> Plan:
             f"Plan cannot be read: {path} {'.'.join(map(str, first['loc']))}: {first['msg']}. "
             f"Run `chatspace setup SPEC` again."
         ) from None
-    return _at_home(plan, path.absolute())
+    return _at_home(plan, Path(os.path.abspath(path)))  # noqa: PTH100  # links stay as they are
 
 
 def _at_home(plan: Plan, path: Path) -> Plan:
     """Returns the plan with the workspace that it lies in; a copy elsewhere keeps its own."""
     around = Path(*path.parts[:-3])
-    if path != Layout(around).run(plan.run_id).plan or around == Path(plan.workspace):
+    if path != Layout(around).run(plan.run_id).plan or _is_same(around, Path(plan.workspace)):
         return plan
     old, new = plan.workspace, str(around)
     splits = tuple(
@@ -75,11 +76,19 @@ def _at_home(plan: Plan, path: Path) -> Plan:
     )
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
 def _moved(value: Any, old: str, new: str) -> Any:
     """Returns paths in or below the folder `old` as they are below `new`, and all else as it is."""
     if isinstance(value, str):
-        inside = value == old or value.startswith(f"{old}/")
-        return new + value.removeprefix(old) if inside else value
+        rest = value.removeprefix(old)
+        inside = rest != value and rest[:1] in ("", "/", ":")  # the colon of a bind mount
+        return new + rest if inside else value
     if isinstance(value, dict):
         return {key: _moved(inner, old, new) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

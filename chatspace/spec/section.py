@@ -10,7 +10,7 @@ Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
-    """Base of everything that a YAML may say: unknown keys are refused, values are not converted."""
+    """Base of all that a YAML may say: unknown keys are refused, values are not converted."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True

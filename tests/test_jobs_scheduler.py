@@ -1,0 +1,154 @@
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chatspace.errors import ExitCode, UnfitEnvironmentError
+from chatspace.jobs import scheduler as module
+from chatspace.jobs.scheduler import ACTIVE_STATES, SlurmScheduler, _parse_states
+
+Fake = Callable[..., Path]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Returns a maker of commands on an else empty PATH; each logs its arguments and folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def make(name: str, *, out: str = "", err: str = "", code: int = 0) -> Path:
+        log = tmp_path / f"{name}.log"
+        (folder / name).write_text(
+            "#!/bin/bash\n"
+            f'printf \'%s\\n\' "$PWD" "$SLURM_BITSTR_LEN" "$@" >>{shlex.quote(str(log))}\n'
+            f"printf %s {shlex.quote(out)}\nprintf %s {shlex.quote(err)} >&2\nexit {code}\n"
+        )
+        (folder / name).chmod(0o755)
+        return log
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "states"),
+    [
+        ("", {}),
+        ("\n\n", {}),
+        ("12|COMPLETED\n", {"12": "COMPLETED"}),
+        ("12_3|RUNNING", {"12_3": "RUNNING"}),
+        ("12_[4-7%2]|PENDING", {f"12_{i}": "PENDING" for i in (4, 5, 6, 7)}),
+        ("12_[1,3-4,9]|PENDING", {f"12_{i}": "PENDING" for i in (1, 3, 4, 9)}),
+        ("12_[0-6:3%4]|PENDING", {f"12_{i}": "PENDING" for i in (0, 3, 6)}),
+        ("12_[5]|PENDING", {"12_5": "PENDING"}),
+        ("12_[1,3,...]|PENDING", {f"12_{i}": "PENDING" for i in (1, 3)}),
+        ("12_1|CANCELLED by 1000", {"12_1": "CANCELLED"}),
+        ("12_1|CANCELLED+", {"12_1": "CANCELLED"}),
+        ("12_1|", {"12_1": "UNKNOWN"}),
+        ("slurm_load_jobs error: Unexpected message", {}),
+        ("12_1|FAILED\n12_1|RUNNING", {"12_1": "RUNNING"}),
+    ],
+)
+def test_parse_states_any_form_of_squeue_and_sacct(text: str, states: dict[str, str]) -> None:
+    assert _parse_states(text) == states
+
+
+def test_submit_calls_sbatch_in_the_script_s_folder(fake: Fake, tmp_path: Path) -> None:
+    log = fake("sbatch", out="4711\n")
+    script = tmp_path / "a folder" / "embed.slurm"
+    script.parent.mkdir()
+    assert SlurmScheduler().submit(script) == "4711"
+    assert log.read_text().splitlines() == [str(script.parent), "", "--parsable", "embed.slurm"]
+
+
+def test_submit_after_other_jobs_waits_for_their_end_whatever_it_is(
+    fake: Fake, tmp_path: Path
+) -> None:
+    log = fake("sbatch", out="4713;cluster\n")
+    assert SlurmScheduler().submit(tmp_path / "gather.slurm", after=["4711", "4712"]) == "4713"
+    words = log.read_text().splitlines()
+    assert "--dependency=afterany:4711:4712" in words
+    assert "--kill-on-invalid-dep=yes" in words
+
+
+def test_submit_site_wrapper_that_talks_first_is_understood(fake: Fake, tmp_path: Path) -> None:
+    fake("sbatch", out="Welcome to the cluster!\nYour balance: 12 hours\n\n4711\n")
+    assert SlurmScheduler().submit(tmp_path / "x") == "4711"
+
+
+@pytest.mark.parametrize("out", ["", "\n", "Submitted.\n"])
+def test_submit_answer_without_a_job_id_is_an_error(fake: Fake, tmp_path: Path, out: str) -> None:
+    fake("sbatch", out=out)
+    with pytest.raises(UnfitEnvironmentError, match="sbatch gave no job id"):
+        SlurmScheduler().submit(tmp_path / "embed.slurm")
+
+
+def test_submit_refusal_is_in_sbatch_s_own_words(fake: Fake, tmp_path: Path) -> None:
+    message = "sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job failed\n"
+    fake("sbatch", err=message, code=1)
+    with pytest.raises(UnfitEnvironmentError) as caught:
+        SlurmScheduler().submit(tmp_path / "embed.slurm")
+    assert str(caught.value) == (
+        "sbatch refused: sbatch: error: invalid partition specified: gpuu sbatch: error: Batch job "
+        "failed"
+    )
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_submit_without_slurm_says_what_else_works(fake: Fake, tmp_path: Path) -> None:
+    with pytest.raises(UnfitEnvironmentError, match=r"sbatch is not on the PATH.*chatspace run"):
+        SlurmScheduler().submit(tmp_path / "embed.slurm")
+
+
+def test_submit_slurm_that_does_not_answer_is_an_error(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("sbatch")
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\nexec /bin/sleep 30\n")
+    monkeypatch.setattr(module, "COMMAND_TIMEOUT_S", 0.2)
+    with pytest.raises(UnfitEnvironmentError, match="sbatch took more than"):
+        SlurmScheduler().submit(tmp_path / "embed.slurm")
+
+
+def test_states_squeue_goes_before_accounting_which_lags(fake: Fake) -> None:
+    sacct = fake("sacct", out="12_0|RUNNING\n12_1|COMPLETED\n12_[2-3]|PENDING\n13|PENDING\n")
+    squeue = fake("squeue", out="12_0|COMPLETING\n12_2|RUNNING\n99_0|RUNNING\n")
+    assert SlurmScheduler().states(["12", "13"]) == {
+        "12_0": "COMPLETING",
+        "12_1": "COMPLETED",
+        "12_2": "RUNNING",
+        "12_3": "PENDING",
+        "13": "PENDING",
+    }
+    assert sacct.read_text().splitlines()[1:] == ["0", "-nPX", "-o", "JobID,State", "-j", "12,13"]
+    assert squeue.read_text().splitlines()[1:] == ["0", "--me", "-h", "-r", "-o", "%i|%T"]
+
+
+def test_states_without_accounting_squeue_is_enough(fake: Fake) -> None:
+    fake("sacct", err="Slurm accounting storage is disabled\n", code=1)
+    fake("squeue", out="12_0|RUNNING\n")
+    assert SlurmScheduler().states(["12"]) == {"12_0": "RUNNING"}
+
+
+def test_states_without_slurm_nothing_is_known(fake: Fake) -> None:
+    assert SlurmScheduler().states(["12"]) == {}
+
+
+def test_states_of_no_jobs_asks_nobody(fake: Fake) -> None:
+    log = fake("squeue")
+    assert SlurmScheduler().states([]) == {}
+    assert not log.exists()
+
+
+def test_states_output_that_is_not_text_is_read_all_the_same(fake: Fake, tmp_path: Path) -> None:
+    fake("squeue")
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/bash\nprintf '12_0|RUNNING\\n\\xff\\xfe\\n'\n")
+    assert SlurmScheduler().states(["12"]) == {"12_0": "RUNNING"}
+
+
+def test_active_states_are_those_in_which_a_task_may_still_write() -> None:
+    assert {"PENDING", "RUNNING", "REQUEUED", "COMPLETING"} <= ACTIVE_STATES
+    assert not {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} & ACTIVE_STATES
+    assert os.environ.get("SLURM_BITSTR_LEN") is None
