@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def write_parquet(path: Path, columns: dict[str, Sequence[Any]], row_group_size:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """For root, becomes a user who may not write everywhere; others are that already."""
+    is_root = os.getuid() == 0
+    if is_root:
+        os.setresuid(65534, 65534, 0)
+    yield
+    if is_root:
+        os.setresuid(0, 0, 0)
 
 
 SpecMaker = Callable[..., RunSpec]

@@ -137,19 +137,6 @@ def test_setup_workspace_behind_a_file_says_how_to_choose_another(case: Case) ->
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which only root may")
-def test_setup_workspace_without_write_permission_is_refused(case: Case) -> None:
-    write_parquet(case.folder / "data.parquet", {"text": ["a"]})
-    probe = (
-        "import os; from chatspace.layout import resolve_workspace; "
-        "from chatspace.errors import OutputError; os.setgid(65534); os.setuid(65534)\n"
-        "try: resolve_workspace('/root_owned_folder_of_chatspace')\n"
-        "except OutputError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=30)
-    assert "CHATSPACE_WORKSPACE" in done.stdout, done.stderr
-
-
 def test_setup_both_spec_and_config_is_refused(case: Case) -> None:
     done = case.setup(case.spec(), "--config", "x.yaml")
     case.refuses(done, "--config")

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,7 @@ def test_resolve_workspace_not_writable_is_refused(place: str) -> None:
     assert caught.value.exit_code == ExitCode.USER_INPUT
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_resolve_workspace_without_permission_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        resolve_workspace(str(tmp_path / "ws"))
-    tmp_path.chmod(0o700)
+@pytest.mark.usefixtures("unprivileged")
+def test_resolve_workspace_without_permission_is_refused() -> None:
+    with pytest.raises(OutputError, match=r"may write to.*CHATSPACE_WORKSPACE"):
+        resolve_workspace("/of_nobody_else/ws")
