@@ -81,9 +81,13 @@ def submit(
 ) -> None:
     """Set a run up, submit its arrays to SLURM, and a gather job behind them."""
     from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.jobs.status import run_status
     from chatspace.jobs.submissions import submit_all
 
     done = _spec_or_run(_one_of(spec, config), set_ or [], out, workspace)
+    if run_status(done.plan).state == "complete" and not again:
+        _say(f"{done.plan.run_id}: complete and gathered already, nothing submitted")
+        return
     for job in submit_all(done, SlurmScheduler(), again=again):
         what = (
             f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"

@@ -148,6 +148,9 @@ def test_run_then_everything_else_works_on_the_result(chatspace: Command, tmp_pa
     assert "100 rows accounted for" in chatspace("gather", folder).stdout
     again = chatspace("run", folder)
     assert "nothing to embed" in again.stdout
+    assert "nothing submitted" in chatspace("submit", folder).stdout
+    next((tmp_path / "ws").rglob("shard-00001.parquet")).unlink()
+    assert "shards are gone" in chatspace("status", folder).stdout
 
 
 @pytest.mark.slow

@@ -193,10 +193,12 @@ def _task_state(event: dict[str, Any]) -> str:
 
 
 def _state(splits: tuple[SplitStatus, ...], failures: dict[str, str]) -> str:
-    if all(split.manifest for split in splits):
-        return "complete"
-    if all(split.shards_done == split.shards for split in splits):
-        return "all shards written, not gathered"
+    is_whole = all(split.shards_done == split.shards for split in splits)
+    is_gathered = all(split.manifest for split in splits)
+    if is_whole:
+        return "complete" if is_gathered else "all shards written, not gathered"
+    if is_gathered:
+        return "gathered once, but shards are gone"
     if failures:
         return "incomplete, with failed slices"
     return "incomplete"
