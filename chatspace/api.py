@@ -17,7 +17,7 @@ from chatspace.jobs.setup import set_up
 from chatspace.jobs.status import RunStatus, run_status
 from chatspace.jobs.submissions import submit_all
 from chatspace.jobs.submitit_executor import submit_with_submitit
-from chatspace.layout import Layout, resolve_workspace
+from chatspace.layout import Layout, find_workspace
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.store import load_plan
 from chatspace.spec.base import RunSpec
@@ -194,7 +194,7 @@ def open_run(run: str | Path, *, workspace: str | None = None) -> Run:
         return Run(load_plan(path))
     if (path / "plan.json").is_file():
         return Run(load_plan(path / "plan.json"))
-    layout = Layout(resolve_workspace(workspace))
+    layout = Layout(find_workspace(workspace))
     plan = layout.run(str(run)).plan
     if "/" in str(run) or not plan.is_file():
         known = sorted(p.parent.name for p in layout.runs().glob("*/plan.json"))

@@ -14,10 +14,12 @@ from chatspace.errors import OutputError
 TEMP_GLOB = ".*.tmp"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_BROKEN = {errno.EIO, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _ADVICE = {
     **dict.fromkeys(_FULL, "Free space there or choose another workspace, then run it again"),
     **dict.fromkeys(_FORBIDDEN, "Ask for write permission there or choose another workspace"),
+    **dict.fromkeys(_BROKEN, "Look at the file system and its limits, then run it again"),
     errno.EROFS: "Choose a workspace on a file system that can be written",
     errno.ENAMETOOLONG: "Choose shorter names",
     errno.ENOTDIR: "A file stands where a folder is needed; move it or choose another workspace",
@@ -102,7 +104,7 @@ def _sync(path: Path) -> None:
 
 def _concerns(error: OSError, temp: Path, path: Path) -> bool:
     """Whether the error is about writing `path`, not about something else that the caller read."""
-    if error.errno in _FULL or error.errno == errno.EROFS:
+    if error.errno in _FULL | {errno.EROFS, errno.EFBIG}:
         return True
     names = {str(name) for name in (error.filename, error.filename2) if name is not None}
     if not names:  # pyarrow leaves the name out, and words its errors with the path it was given

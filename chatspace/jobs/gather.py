@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -133,11 +134,12 @@ def _complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
         return f"Not complete: {place}: {coverage.problems[0]}{more}"
     shards = ranges_text(span.index for span in coverage.missing)
     slices = missing_slices(split, coverage.missing)
+    folder = shlex.quote(str(Layout(Path(plan.workspace)).run(plan.run_id).folder))
     rows = sum(span.n_rows for span in coverage.missing)
     return (
         f"Not complete: {place}: {len(coverage.missing)} of {split.n_shards} shards missing "
         f"({rows:,} rows; shards {_shortened(shards)}). Run just those: "
-        f"{missing_command(plan, split, slices)} (or here: chatspace run {plan.run_id})"
+        f"{missing_command(plan, split, slices)} (or here: chatspace run {folder})"
     )
 
 

@@ -15,11 +15,11 @@ from typing import IO
 
 from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
 from chatspace.jobs.attempt import usable_threads
-from chatspace.jobs.events import read_events
+from chatspace.jobs.events import EventLog, read_events
 from chatspace.jobs.progress import LiveProgress
 from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, Slice, SplitPlan
-from chatspace.shards.store import SHARD_NAME
+from chatspace.shards.store import shard_indexes
 
 POLL_S = 0.2
 # A worker gets this long after Ctrl-C to finish or drop its shard before it is killed.
@@ -104,7 +104,8 @@ def slice_labels(plan: Plan) -> list[tuple[str, int]]:
 def rows_done(plan: Plan) -> dict[int, int]:
     """Returns the rows of each slice whose shard files are there, by position in `slices_of`."""
     present = {
-        split.name: _shard_indexes(Path(plan.workspace) / split.output_dir) for split in plan.splits
+        split.name: set(shard_indexes(Path(plan.workspace) / split.output_dir))
+        for split in plan.splits
     }
     done = {}
     for position, (split, slice_) in enumerate(slices_of(plan)):
@@ -229,6 +230,10 @@ class _Pool:
         worker.log.close()
         if code == ExitCode.DONE:
             return
+        if code < 0:  # killed: it could not say so itself
+            path = self._layout.event_log(worker.split.name, worker.slice.index)
+            with EventLog(path) as events:
+                events.write("failed", error=f"killed by {signal.Signals(-code).name}")
         label = f"{worker.split.name} {worker.slice.index}"
         self._outcome.failed.append((label, code, worker.log_path))
         # Wrong input would fail every other slice in the same way.
@@ -238,13 +243,6 @@ class _Pool:
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it wrote nothing."
-
-
-def _shard_indexes(folder: Path) -> set[int]:
-    if not folder.is_dir():
-        return set()
-    matches = (SHARD_NAME.match(name) for name in os.listdir(folder))
-    return {int(match[1]) for match in matches if match}
 
 
 def _gpu_ids() -> list[str]:

@@ -126,6 +126,12 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
             f"{shards:,} shard files are many for a file system: "
             f"output.rows_per_shard={better} would give {-(-rows // better):,}."
         )
+    if plan.model["path"] is None and plan.cluster["offline"]:
+        cache = plan.cluster["hf_home"] or "~/.cache/huggingface"
+        notes.append(
+            f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model first, "
+            f"HF_HOME={cache} hf download {plan.model['name']}"
+        )
     wanted = spec.slices.count or 0
     for split in plan.splits:
         if wanted > len(split.slices):

@@ -35,6 +35,7 @@ from chatspace.spec.base import DatasetSection, RunSpec
 from chatspace.spec.cluster import ResolvedCluster
 
 SCHEMA_VERSION = 1
+ROWS_WORTH_A_NOTE = 1_000_000
 
 
 def build_plan(
@@ -184,7 +185,8 @@ def _check_ids(
     if dataset.id_field is None:
         return
     for split in splits:
-        note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows of {split.name}")
+        if split.rows > ROWS_WORTH_A_NOTE:
+            note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows")
         check_unique_ids(split.files, dataset.id_field, split.rows)
 
 
