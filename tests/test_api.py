@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import chatspace
 from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.setup import set_up
-from tests.conftest import SpecMaker
+from tests.conftest import SpecMaker, texts, write_parquet
 
 
 @pytest.mark.slow
@@ -29,6 +32,20 @@ def test_submit_returns_at_once_and_wait_ends_with_the_vectors(
     assert table["row_index"].to_pylist() == list(range(300))
     assert np.array_equal(vectors[7], np.array(table["embedding"][7].as_py(), dtype=np.float32))
     assert chatspace.open_run(run.folder).run_id == run.run_id
+
+
+@pytest.mark.slow
+def test_wait_ends_when_a_local_worker_was_killed(make_spec: SpecMaker, tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "long" / "docs.parquet", {"text": texts(30_000)})
+    run = chatspace.submit(make_spec(dataset={"path": str(data)}), executor="local")
+    deadline = time.monotonic() + 60
+    while run.status().splits[0].shards_done == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (manifest,) = (run.folder / "tasks").glob("*.json")
+    os.kill(json.loads(manifest.read_text())["attempts"][0]["pid"], signal.SIGKILL)
+    with pytest.raises(IncompleteError, match="killed by SIGKILL"):
+        run.wait(timeout_min=1)
 
 
 def test_submit_mapping_is_validated_like_a_file() -> None:

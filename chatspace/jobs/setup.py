@@ -129,8 +129,8 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
     if plan.model["path"] is None and plan.cluster["offline"]:
         cache = plan.cluster["hf_home"] or "~/.cache/huggingface"
         notes.append(
-            f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model first, "
-            f"HF_HOME={cache} hf download {plan.model['name']}"
+            f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model "
+            f"first, HF_HOME={cache} hf download {plan.model['name']}"
         )
     wanted = spec.slices.count or 0
     for split in plan.splits:
