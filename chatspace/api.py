@@ -6,20 +6,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import read_manifest
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
-from chatspace.jobs.setup import set_up
+from chatspace.jobs.setup import GATHER_SCRIPT, set_up
 from chatspace.jobs.status import RunStatus, run_status
-from chatspace.jobs.submissions import submit_all
+from chatspace.jobs.submissions import (
+    active_jobs,
+    local_job_id,
+    read_submissions,
+    record_submission,
+    refuse_active,
+    submit_all,
+)
 from chatspace.jobs.submitit_executor import submit_with_submitit
 from chatspace.layout import Layout, find_workspace
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.store import load_plan
+from chatspace.shards.gather import count_shards
 from chatspace.spec.base import RunSpec
 from chatspace.spec.loading import load_spec, spec_from_mapping
 
@@ -29,7 +38,9 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 ExecutorName = Literal["local", "sbatch", "submitit"]
-POLL_S = 1.0
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+SETTLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,10 @@ class Run:
     """
 
     plan: Plan
-    jobs: Sequence[Any] = field(default=(), repr=False)
+    jobs: Sequence[Any] = ()
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r}, folder={str(self.folder)!r})"
 
     @property
     def run_id(self) -> str:
@@ -61,24 +75,50 @@ class Run:
     def wait(self, timeout_min: float = 60.0) -> Run:
         """Returns when every split is gathered.
 
+        Looks at the disk often and asks SLURM at most once in half a minute.
+
         Raises:
             TimeoutError: it is not complete after `timeout_min` minutes; it goes on running.
-            IncompleteError: a slice failed, and nothing more is to be expected of it.
+            IncompleteError: nothing that was submitted is queued or running any more.
         """
         deadline = time.monotonic() + timeout_min * 60
+        pause_s, next_look = FIRST_PAUSE_S, time.monotonic() + FIRST_PAUSE_S
         while not self.is_complete():
-            status = self.status()
-            if status.failures:
-                label, error = next(iter(status.failures.items()))
-                raise IncompleteError(f"Slice failed: {self.run_id} {label}: {error}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.run_id} is {status.state} after {timeout_min:g} minutes")
-            time.sleep(POLL_S)
+                state = self.status().state
+                raise TimeoutError(f"{self.run_id} is {state} after {timeout_min:g} minutes")
+            if time.monotonic() > next_look:
+                self._check_still_active()
+                next_look = time.monotonic() + min(2 * pause_s, LONGEST_PAUSE_S)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         return self
 
     def is_complete(self) -> bool:
-        """Tells whether every split was gathered."""
-        return all(read_manifest(self.plan, split) is not None for split in self.plan.splits)
+        """Tells whether every split was gathered and all its shards are there."""
+        return all(read_manifest(self.plan, split) is not None for split in self.plan.splits) and (
+            all(
+                count_shards(Path(self.plan.workspace) / split.output_dir, split.n_shards)
+                == split.n_shards
+                for split in self.plan.splits
+            )
+        )
+
+    def _check_still_active(self) -> None:
+        """Raises if the run was submitted and nothing of it is left to wait for."""
+        if not read_submissions(self.plan) or active_jobs(self.plan, SlurmScheduler()):
+            return
+        time.sleep(SETTLE_S)  # the last task's files may take a moment to be seen
+        if self.is_complete():
+            return
+        status = self.status()
+        why = "; ".join(f"{label}: {error}" for label, error in list(status.failures.items())[:1])
+        states = ", ".join(f"{n} {state}" for state, n in sorted(status.jobs.items()))
+        raise IncompleteError(
+            f"Nothing is running any more: {self.run_id} is {status.state}"
+            f"{f' ({states})' if states else ''}{f'; {why}' if why else ''}. See the logs in "
+            f"{self.plan.cluster['log_dir']} and {self.folder}, then submit it again."
+        )
 
     def manifest(self, split: str | None = None) -> dict[str, Any]:
         """Returns the dataset manifest of a split [the only one].
@@ -91,7 +131,7 @@ class Run:
         if manifest is None:
             raise IncompleteError(
                 f"Not gathered: {self.run_id} split {chosen.name}. Wait for it, or run "
-                f"`chatspace gather {self.run_id}`."
+                f"`chatspace gather {self.folder}`."
             )
         return manifest
 
@@ -149,7 +189,7 @@ def submit(
     cluster: str | None = None,
     again: bool = False,
 ) -> Run:
-    """Plans a run and starts it; returns at once.
+    """Plans a run and starts it; returns at once. A complete run is returned as it is.
 
     Args:
         spec: a YAML file, the same as nested Python values, or a `RunSpec`.
@@ -161,22 +201,54 @@ def submit(
 
     Raises:
         UserError: spec, data, model or workspace is not usable; nothing was started.
-        UnfitEnvironmentError: the batch system is missing or refuses.
+        UnfitEnvironmentError: the batch system is missing or refuses, or jobs are active.
     """
     if executor not in ("local", "sbatch", "submitit"):
         raise InputError(f"Unknown executor: {executor!r}; known: local, sbatch, submitit.")
     path = Path(spec) if isinstance(spec, (str, Path)) else None
     run_spec = _loaded(spec, overrides)
-    text = path.read_text(encoding="utf-8") if path else None
-    done = set_up(run_spec, spec_path=path, spec_text=text)
+    done = set_up(
+        run_spec,
+        spec_path=path,
+        spec_text=path.read_text(encoding="utf-8") if path else None,
+        overrides=overrides,
+        check=partial(check_submittable, executor=executor, again=again),
+    )
+    run = Run(done.plan)
+    if run.is_complete():
+        return run
     if executor == "sbatch":
         submit_all(done, SlurmScheduler(), again=again)
-        return Run(done.plan)
-    if executor == "submitit":
+    elif executor == "submitit":
         jobs, _ = submit_with_submitit(done.plan, cluster=cluster)
         return Run(done.plan, jobs)
-    _start_in_background(done.plan)
-    return Run(done.plan)
+    else:
+        _start_in_background(done.plan)
+    return run
+
+
+def check_submittable(
+    plan: Plan, scripts: Mapping[str, str], *, executor: ExecutorName, again: bool
+) -> None:
+    """Refuses, before anything is written, what could not be submitted.
+
+    Args:
+        plan: the run.
+        scripts: its batch scripts by name.
+        executor: who would run it.
+        again: whether active jobs are no obstacle.
+
+    Raises:
+        UnfitEnvironmentError: jobs of the run are active, or SLURM refuses a script.
+    """
+    if Run(plan).is_complete():
+        return
+    if not again:
+        refuse_active(plan, SlurmScheduler())
+    if executor == "sbatch":
+        first_array = next(text for name, text in scripts.items() if name != GATHER_SCRIPT)
+        for text in (first_array, scripts[GATHER_SCRIPT]):
+            SlurmScheduler().check(text)
 
 
 def open_run(run: str | Path, *, workspace: str | None = None) -> Run:
@@ -216,10 +288,19 @@ def _loaded(spec: str | Path | Mapping[str, Any] | RunSpec, overrides: Sequence[
 def _start_in_background(plan: Plan) -> None:
     run = Layout(Path(plan.workspace)).run(plan.run_id)
     with run.local_log.open("ab") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "chatspace", "run", str(run.folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+        )
+    for split in plan.splits:
+        record_submission(
+            plan,
+            job_id=local_job_id(process.pid),
+            executor="local",
+            split=split.name,
+            offset=0,
+            count=len(split.slices),
         )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from chatspace import __version__
-from chatspace.errors import ChatspaceError, SpecError
+from chatspace.errors import ChatspaceError, ExitCode, SpecError
 
 if TYPE_CHECKING:
     from chatspace.jobs.setup import SetUp
     from chatspace.plan.model import Plan
+
+# typer carries its own copy of click, whose usage errors have no public name.
+UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="chatspace",
@@ -80,12 +84,15 @@ def submit(
     ] = False,
 ) -> None:
     """Set a run up, submit its arrays to SLURM, and a gather job behind them."""
+    from functools import partial
+
+    from chatspace.api import Run, check_submittable
     from chatspace.jobs.scheduler import SlurmScheduler
-    from chatspace.jobs.status import run_status
     from chatspace.jobs.submissions import submit_all
 
-    done = _spec_or_run(_one_of(spec, config), set_ or [], out, workspace)
-    if run_status(done.plan).state == "complete" and not again:
+    check = partial(check_submittable, executor="sbatch", again=again)
+    done = _spec_or_run(_one_of(spec, config), set_ or [], out, workspace, check=check)
+    if Run(done.plan).is_complete() and not again:
         _say(f"{done.plan.run_id}: complete and gathered already, nothing submitted")
         return
     for job in submit_all(done, SlurmScheduler(), again=again):
@@ -93,7 +100,8 @@ def submit(
             f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"
         )
         _say(f"job {job.job_id}: {what}")
-    _say(f"\nNext:\n  chatspace status {done.plan.run_id} --workspace {done.plan.workspace}")
+    folder = Path(done.plan.workspace) / "runs" / done.plan.run_id
+    _say(f"\nNext:\n  chatspace status {shlex.quote(str(folder))}")
 
 
 @app.command()
@@ -215,10 +223,20 @@ def version() -> None:
 def main() -> None:
     """Runs the command line; an error of chatspace's own is one line on stderr, and its code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or ExitCode.DONE)
     except ChatspaceError as error:
-        sys.stderr.write(f"chatspace: {error}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except UsageError as error:
+        text, context = error.format_message(), error.ctx
+        more = f" See `{context.command_path} --help`." if context and "\n" not in text else ""
+        _fail(text + more, ExitCode.USER_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Interrupted. Run it again.", ExitCode.INTERRUPTED)
+
+
+def _fail(text: str, code: ExitCode) -> NoReturn:
+    sys.stderr.write(f"chatspace: {text}\n")
+    sys.exit(code)
 
 
 def setup_main() -> None:
@@ -227,31 +245,48 @@ def setup_main() -> None:
     main()
 
 
-def _set_up(text: str, overrides: list[str], out: Path | None, *, prepare: Any = None) -> SetUp:
+def _set_up(
+    text: str, overrides: list[str], out: Path | None, *, prepare: Any = None, check: Any = None
+) -> SetUp:
     from chatspace.spec.loading import load_spec
 
     path = Path(text)
     spec = load_spec(path, overrides)
     if prepare is not None:
         prepare(spec)
-    return _write_set_up(spec, path, out)
+    return _write_set_up(spec, path, overrides, out, check)
 
 
-def _write_set_up(spec: Any, path: Path | None = None, out: Path | None = None) -> SetUp:
+def _write_set_up(
+    spec: Any,
+    path: Path | None = None,
+    overrides: list[str] | None = None,
+    out: Path | None = None,
+    check: Any = None,
+) -> SetUp:
     from chatspace.jobs.setup import set_up
 
-    text = path.read_text(encoding="utf-8") if path else None
-    return set_up(spec, spec_path=path, spec_text=text, out=out and out.absolute(), note=_say)
+    return set_up(
+        spec,
+        spec_path=path,
+        spec_text=path.read_text(encoding="utf-8") if path else None,
+        overrides=overrides or (),
+        out=out and out.absolute(),
+        note=_say,
+        **({"check": check} if check else {}),
+    )
 
 
-def _spec_or_run(text: str, overrides: list[str], out: Path | None, workspace: str | None) -> SetUp:
+def _spec_or_run(
+    text: str, overrides: list[str], out: Path | None, workspace: str | None, *, check: Any = None
+) -> SetUp:
     """Sets a spec up, or takes a run that was set up before as it is."""
     from chatspace.api import open_run
     from chatspace.jobs.setup import set_up_again
 
     if Path(text).suffix in (".yaml", ".yml"):
         more = [f"workspace={workspace}"] if workspace else []
-        return _set_up(text, [*overrides, *more], out)
+        return _set_up(text, [*overrides, *more], out, check=check)
     if overrides:
         raise SpecError("--set changes a run spec, not a run. Name the YAML file.")
     return set_up_again(open_run(text, workspace=workspace).plan, out and out.absolute())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import chatspace
-from chatspace.errors import IncompleteError, InputError
+from chatspace.errors import IncompleteError, InputError, UnfitEnvironmentError
 from chatspace.jobs.setup import set_up
 from tests.conftest import SpecMaker, texts, write_parquet
 
@@ -46,6 +46,34 @@ def test_wait_ends_when_a_local_worker_was_killed(make_spec: SpecMaker, tmp_path
     os.kill(json.loads(manifest.read_text())["attempts"][0]["pid"], signal.SIGKILL)
     with pytest.raises(IncompleteError, match="killed by SIGKILL"):
         run.wait(timeout_min=1)
+
+
+@pytest.mark.slow
+def test_wait_after_a_repair_does_not_stumble_over_the_old_failure(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    spec = make_spec()
+    data = tmp_path / "data" / "docs.parquet"
+    run = chatspace.submit(spec, executor="local")
+    data.rename(tmp_path / "away")
+    with pytest.raises(IncompleteError, match=r"Nothing is running any more.*docs\.parquet"):
+        run.wait(timeout_min=1)
+    (tmp_path / "away").rename(data)
+    again = chatspace.submit(spec, executor="local")
+    assert again.wait(timeout_min=2).is_complete()
+    assert chatspace.submit(spec, executor="local").is_complete()
+
+
+@pytest.mark.slow
+def test_submit_while_a_process_works_on_the_run_is_refused(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    data = write_parquet(tmp_path / "long" / "docs.parquet", {"text": texts(5_000)})
+    spec = make_spec(dataset={"path": str(data)})
+    run = chatspace.submit(spec, executor="local")
+    with pytest.raises(UnfitEnvironmentError, match="active jobs"):
+        chatspace.submit(spec, executor="submitit", cluster="local")
+    assert run.wait(timeout_min=2).is_complete()
 
 
 def test_submit_mapping_is_validated_like_a_file() -> None:

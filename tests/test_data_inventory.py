@@ -148,7 +148,7 @@ def test_check_unique_ids_hash_collision_alone_is_no_duplicate(
 
 def test_check_unique_ids_null_id_names_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["x"] * 3, "id": ["a", None, "c"]})
-    with pytest.raises(InputError, match=r"Missing id: .*row 1 of .*a\.parquet is null"):
+    with pytest.raises(InputError, match=r"Missing id: .*is null in row 1 of .*a\.parquet"):
         check_unique_ids(inventory([path], "text"), "id", 3)
 
 

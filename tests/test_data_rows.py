@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import subprocess
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -278,8 +280,21 @@ def test_first_assistant_text_knows_the_usual_shapes(conversation: Any, text: st
 def test_read_changed_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["a", "b"]})
     reader = make_reader([path])
+    before = path.stat()
     os.utime(path, ns=(1, 1))
-    with pytest.raises(InputError, match=r"Input changed: .*a\.parquet; .* Run setup again"):
+    with pytest.raises(InputError) as caught:
+        reader.read(span(0, 2))
+    found = re.fullmatch(
+        r"Input changed: .*a\.parquet; changed on 1970-01-01T00:00:00\.000000001Z, planned as of "
+        r"(\S+), the same size\. Restore the file with its time .*; setup again gives a new run\.",
+        str(caught.value),
+    )
+    assert found
+    subprocess.run(["touch", "-d", found[1], path], check=True)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    reader = make_reader([path])
+    write(path, {"text": ["a", "b", "c" * 100]})
+    with pytest.raises(InputError, match=rf"; [\d,]+ bytes, planned with {before.st_size:,} as of"):
         reader.read(span(0, 2))
     path.unlink()
     with pytest.raises(InputError, match="No such file"):

@@ -101,7 +101,11 @@ def test_find_files_nothing_there_says_what_is(tmp_path: Path) -> None:
     assert "the folder has a.jsonl, b.csv. Did you mean source: jsonl?" in str(caught.value)
     with pytest.raises(InputError, match=r"No such file or folder: dataset\.path="):
         names(tmp_path, tmp_path / "no.parquet")
-    with pytest.raises(InputError, match=r"No file matches: dataset\.path="):
+    with pytest.raises(InputError, match=rf"; {tmp_path} has a\.jsonl, b\.csv\. Check the path\."):
+        names(tmp_path, tmp_path / "x" / "y" / "no.parquet")
+    with pytest.raises(InputError, match=r"has a\.jsonl, b\.csv\. Did you mean a\.jsonl\?"):
+        names(tmp_path, tmp_path / "aa.jsonl")
+    with pytest.raises(InputError, match=r"No file matches: dataset\.path=.* has a\.jsonl, b\.csv"):
         names(tmp_path, tmp_path / "no*.parquet")
     with pytest.raises(InputError, match=r"Invalid path|No such file"):
         names(tmp_path, "a\0b")

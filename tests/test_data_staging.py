@@ -3,6 +3,9 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chatspace.data import hub, staging
-from chatspace.data.inventory import inventory
+from chatspace.data.inventory import check_unique_ids, inventory
 from chatspace.data.staging import StagedSplit, stage_split
 from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.spec.base import DatasetSection
@@ -284,7 +287,7 @@ def test_stage_full_disk_names_the_folder_and_leaves_nothing(
     monkeypatch.setattr(staging.pq.ParquetWriter, "write_table", full)
     with pytest.raises(OutputError, match=r"Cannot write: .*/train; No space left on device"):
         stage(path, "jsonl", workspace)
-    assert list((workspace / "datasets/processed/data").iterdir()) == []
+    assert not workspace.exists()
     monkeypatch.undo()
     assert len(rows(stage(path, "jsonl", workspace))) == 1
 
@@ -315,6 +318,7 @@ class FakeHub:
         self.revision, self.loads = revision, 0
         monkeypatch.setattr(hub, "resolve_revision", lambda dataset: self.revision)
         monkeypatch.setattr(staging, "resolve_revision", lambda dataset: self.revision)
+        monkeypatch.setattr(hub, "_is_in_reach", lambda dataset: True)
         monkeypatch.setattr(datasets, "load_dataset", self.load)
 
     def load(self, name: str, subset: str | None, **options: Any) -> datasets.Dataset:
@@ -382,3 +386,113 @@ def test_stage_hub_name_of_a_local_folder_is_refused(
 def test_resolve_revision_full_commit_needs_no_hub() -> None:
     section = DatasetSection(source="huggingface", name="org/x", revision="c" * 40)
     assert hub.resolve_revision(section) == "c" * 40
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        ("csv", "id,text\nx,a\ny,b\nx,c\n", "'id' is 'x' in {path}:2 and in {path}:4. Remove one"),
+        ("csv", 'id,text\nx,"a\n\nb"\nx,c\n', "'id' is 'x' in {path}:4 and in {path}:5. "),
+        (
+            "jsonl",
+            '{"id": 1, "text": "a"}\n\n{"id": 1, "text": "b"}\n',
+            "'id' is '1' in {path}:1 and in {path}:3. ",
+        ),
+        (
+            "jsonl",
+            '{"id": "x", "text": "a"}\n{"text": "b"}\n',
+            "Missing id: dataset.id_field='id' is null in {path}:2. ",
+        ),
+        ("jsonl", '{"id": 1.5, "text": "a"}\n', "Not usable as ids: "),
+    ],
+)
+def test_stage_bad_ids_name_the_source_line_and_nothing_stays(
+    tmp_path: Path, workspace: Path, source: str, text: str, expected: str
+) -> None:
+    path = tmp_path / f"a.{source}"
+    path.write_text(text)
+    assert expected.format(path=path) in refused(path, source, workspace, id_field="id")
+    assert not workspace.exists()
+
+
+def test_stage_arrow_duplicate_id_names_row_and_file(tmp_path: Path, workspace: Path) -> None:
+    for name in ("a", "b"):
+        table = pa.table({"text": ["a", "b"], "id": [name, "x"]})
+        with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
+            writer.write_table(table)
+    error = refused(tmp_path / "*.arrow", "arrow", workspace, id_field="id")
+    assert f"row 1 of {tmp_path}/a.arrow and in row 1 of {tmp_path}/b.arrow" in error
+
+
+def test_stage_duplicate_id_after_a_change_keeps_the_old_folder(
+    tmp_path: Path, workspace: Path
+) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"text": "a", "id": 1})
+    first = stage(path, "jsonl", workspace, id_field="id")
+    jsonl(path, {"text": "a", "id": 1}, {"text": "b", "id": 1})
+    with pytest.raises(InputError, match="Duplicate id"):
+        stage(path, "jsonl", workspace, id_field="id")
+    assert rows(first) == [{"text": "a", "id": 1}]
+    assert sorted(p.name for p in first.files[0].parent.parent.iterdir()) == ["train"]
+
+
+def test_stage_ids_are_checked_once_for_each_field_and_number_of_rows(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[str, int]] = []
+
+    def check(files: Any, id_field: str, max_rows: int, **options: Any) -> None:
+        checked.append((id_field, max_rows))
+        check_unique_ids(files, id_field, max_rows, **options)
+
+    monkeypatch.setattr(staging, "check_unique_ids", check)
+    lines = [{"text": "a", "id": 1, "n": 1}, {"text": "b", "id": 2, "n": 2}, {"id": 2, "n": 3}]
+    path = jsonl(tmp_path / "a.jsonl", *lines)
+    stage(path, "jsonl", workspace)
+    assert not checked
+    for _ in range(2):
+        stage(path, "jsonl", workspace, id_field="n")
+        stage(path, "jsonl", workspace, id_field="n", max_rows=1)
+        stage(path, "jsonl", workspace, id_field="id", max_rows=2)
+    assert checked == [("n", 3), ("id", 2)]
+    with pytest.raises(InputError, match=r"Duplicate id: .* in .*a\.jsonl:2 and in .*a\.jsonl:3"):
+        stage(path, "jsonl", workspace, id_field="id")
+
+
+def test_stage_hub_duplicate_id_names_the_dataset(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeHub(monkeypatch)
+    with pytest.raises(InputError, match=r"row 0 of 'train', split train and in row 2"):
+        stage_hub(workspace, name="train", id_field="text")
+    assert not workspace.exists()
+
+
+@pytest.mark.parametrize("revision", [None, "main", "c" * 40])
+def test_stage_hub_without_network_fails_soon_and_quietly(
+    tmp_path: Path, workspace: Path, revision: str | None
+) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from chatspace.data.staging import stage_split\n"
+        "from chatspace.errors import InputError\n"
+        "from chatspace.spec.base import DatasetSection\n"
+        f"dataset = DatasetSection(source='huggingface', name='org/x', revision={revision!r})\n"
+        "try:\n"
+        f"    stage_split(dataset, 'train', Path({str(workspace)!r}), 'x')\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_CACHE")}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**env, **variables}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert time.monotonic() - started < 15
+    assert done.stderr == ""
+    assert done.stdout.startswith("Hub out of reach: dataset.name='org/x'; ")
+    assert done.stdout.count("\n") == 1
+    assert not workspace.exists()

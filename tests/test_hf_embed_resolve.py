@@ -41,6 +41,7 @@ def test_resolve_model_hub_name_is_known_by_name_and_revision() -> None:
         "name": "org/model",
         "label": "org__model",
         "path": None,
+        "revision": "abc",
         "fingerprint": {"hub": "org/model", "revision": "abc"},
     }
 

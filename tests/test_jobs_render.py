@@ -21,6 +21,10 @@ from chatspace.jobs.render import (
 from chatspace.plan.model import Plan
 from tests.plans import plan_of, split_plan
 
+ACTIVATE = (
+    '[[ -r $0/bin/activate ]] || { echo "chatspace: no virtual environment at $0 in the container; '
+    'check container.venv and container.binds" >&2; exit 4; }; source "$0/bin/activate"; exec "$@"'
+)
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = [
     "two words",
@@ -120,7 +124,7 @@ def test_render_hostile_values_stay_one_word(value: str, tmp_path: Path) -> None
             "/models/tiny",
             str(image),
         ),
-        *("bash", "-c", 'source "$0/bin/activate" && exec "$@"', f"/venv/{value}"),
+        *("bash", "-c", ACTIVATE, f"/venv/{value}"),
         *("python", "-m", "chatspace", "gather", f"{folder}/runs/docs-01234567/plan.json"),
     ], done.stderr
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatspace.errors import OutputError, SpecError
+from chatspace.errors import OutputError, SpecError, UnfitEnvironmentError
 from chatspace.jobs.overview import next_commands, reading_steps, setup_lines
 from chatspace.jobs.setup import (
     ask_max_array_size,
@@ -22,7 +22,7 @@ from chatspace.jobs.setup import (
 from chatspace.layout import Layout
 from chatspace.plan.store import load_plan
 from chatspace.spec.base import RunSpec
-from chatspace.spec.loading import spec_from_mapping
+from chatspace.spec.loading import load_spec, spec_from_mapping
 from tests.conftest import texts, write_parquet
 from tests.plans import plan_of, split_plan
 from tests.test_plan_build import model_folder
@@ -79,11 +79,8 @@ def test_set_up_without_a_folder_writes_into_the_run_alone(spec: Maker, tmp_path
     done = set_up(spec(slurm={"log_dir": str(tmp_path / "ws" / "logs")}))
     assert list(Path.cwd().iterdir()) == []
     assert done.scripts[0].parent == Layout(tmp_path / "ws").run(done.plan.run_id).folder
-    assert spec_text_is_json(done.scripts[0].with_name("spec.yaml"))
-
-
-def spec_text_is_json(path: Path) -> bool:
-    return path.read_text().startswith("{\n")
+    written = load_spec(done.scripts[0].with_name("spec.yaml"))
+    assert set_up(written).plan.run_id == done.plan.run_id
 
 
 def test_set_up_again_gives_the_same_scripts_and_leaves_the_plan(
@@ -257,3 +254,44 @@ def test_reading_steps_hold_whatever_the_folder(tmp_path: Path) -> None:
     call = ast.parse(python.removeprefix("python: "), mode="eval")
     assert [n.value for n in ast.walk(call) if isinstance(n, ast.Constant)] == ['a"b', run]
     assert shlex.split(shell) == ["chatspace", "verify", run]
+
+
+def test_set_up_with_overrides_writes_a_spec_that_gives_the_run_again(
+    spec: Maker, tmp_path: Path
+) -> None:
+    changed = spec(name="other", dataset={"max_rows": 7})
+    done = set_up(changed, spec_text="kind: embed", overrides=["name=other", "dataset.max_rows=7"])
+    path = Layout(tmp_path / "ws").run(done.plan.run_id).spec
+    assert "# --set 'name=other'" in path.read_text()
+    assert set_up(load_spec(path)).plan.run_id == done.plan.run_id
+
+
+def test_set_up_removes_array_scripts_of_an_earlier_setup_and_nothing_else(
+    spec: Maker, tmp_path: Path
+) -> None:
+    set_up(spec(), out=tmp_path)
+    assert (tmp_path / "embed.slurm").exists()
+    (tmp_path / "embed-mine.slurm").write_text("#!/bin/bash\n# my own script\n")
+    profile = tmp_path / "windows.yaml"
+    profile.write_text("name: windows\nmax_array_size: 1\n")
+    done = set_up(
+        spec(name="other", slurm={"profile": str(profile)}, slices={"count": 2}), out=tmp_path
+    )
+    assert len(done.scripts) == 2
+    names = {path.name for path in tmp_path.glob("*.slurm")}
+    assert names == {
+        "embed-window1.slurm",
+        "embed-window2.slurm",
+        "embed-mine.slurm",
+        "gather.slurm",
+    }
+
+
+def test_set_up_refused_by_its_check_writes_nothing(spec: Maker, tmp_path: Path) -> None:
+    def refuse(plan: object, scripts: object) -> None:
+        raise UnfitEnvironmentError("no")
+
+    with pytest.raises(UnfitEnvironmentError):
+        set_up(spec(), out=tmp_path, check=refuse)
+    assert not list(tmp_path.rglob("plan.json"))
+    assert not list(tmp_path.rglob("*.slurm"))

@@ -11,26 +11,9 @@ import pytest
 from chatspace.errors import InterruptedRun
 from chatspace.jobs.local import SliceFailed
 from chatspace.jobs.signals import SignalStop
-from chatspace.jobs.submitit_executor import SliceCall, _parameters, _runtime, minutes
+from chatspace.jobs.submitit_executor import SliceCall, _parameters, _runtime
 from chatspace.plan.work import StopRequest
 from tests.plans import plan_of
-
-
-@pytest.mark.parametrize(
-    ("time_", "expected"),
-    [
-        ("90", 90),
-        ("1:30", 2),
-        ("30:00", 30),
-        ("1:30:00", 90),
-        ("1:30:01", 91),
-        ("2-12", 3600),
-        ("1-00:30", 1470),
-        ("1-00:00:30", 1441),
-    ],
-)
-def test_minutes_all_forms_of_sbatch(time_: str, expected: int) -> None:
-    assert minutes(time_) == expected
 
 
 def test_parameters_slurm_gets_what_the_job_script_says() -> None:

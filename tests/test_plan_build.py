@@ -85,6 +85,7 @@ def test_build_plan_survives_its_file(plan: Planner, tmp_path: Path) -> None:
         {"slurm": {"time": "3-00:00:00", "account": "physics", "max_requeues": 3}},
         {"slurm": {"profile": "local"}},
         {"container": {"env": {"A": "b"}}},
+        {"encode": {"prefetch_batches": 9}},
     ],
     ids=str,
 )
@@ -92,6 +93,10 @@ def test_build_plan_other_execution_is_the_same_run(
     plan: Planner, sections: dict[str, Any]
 ) -> None:
     assert plan(**sections).plan_sha256 == plan().plan_sha256
+
+
+def test_build_plan_unhashed_value_still_stands_in_the_plan(plan: Planner) -> None:
+    assert plan(encode={"prefetch_batches": 9}).spec["encode"]["prefetch_batches"] == 9
 
 
 def test_build_plan_other_workspace_is_the_same_run(plan: Planner, tmp_path: Path) -> None:
@@ -219,6 +224,19 @@ def test_build_plan_duplicate_ids_are_refused_with_nothing_written(
         plan(dataset={"path": str(data), "id_field": "key"})
     assert sorted(tmp_path.rglob("*")) == before
     assert plan(dataset={"path": str(data), "id_field": "key", "max_rows": 2}).splits[0].rows == 2
+
+
+def test_build_plan_duplicate_ids_of_csv_are_refused_with_nothing_written(
+    plan: Planner, tmp_path: Path
+) -> None:
+    data = tmp_path / "ids.csv"
+    data.write_text("text,key\na,x\nb,y\nc,x\n")
+    before = sorted(tmp_path.rglob("*"))
+    dataset = {"source": "csv", "path": str(data), "id_field": "key"}
+    with pytest.raises(InputError, match=r"'x' in .*/ids\.csv:2 and in .*/ids\.csv:4"):
+        plan(dataset=dataset)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert plan(dataset={**dataset, "max_rows": 2}).splits[0].rows == 2
 
 
 def test_build_plan_ids_of_a_planned_run_are_not_read_again(

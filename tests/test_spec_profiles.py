@@ -9,6 +9,7 @@ from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import resolve_cluster
 from chatspace.spec.loading import spec_from_mapping
 from chatspace.spec.profiles import known_profiles, load_profile
+from chatspace.spec.slurm import walltime_min, walltime_s
 
 PACKAGED = ("generic", "local", "nyu_torch", "princeton")
 
@@ -72,6 +73,11 @@ def test_load_profile_unknown_name_lists_the_known_and_the_nearest() -> None:
     assert "known: generic, local, nyu_torch, princeton. Did you mean princeton?" in str(
         caught.value
     )
+    for part in ("nyu", "NYU", "torch"):
+        with pytest.raises(SpecError, match=r"Did you mean nyu_torch\?"):
+            load_profile(part)
+    with pytest.raises(SpecError, match=r"Choose one, or put x\.yaml into"):
+        load_profile("x")
 
 
 def test_load_profile_wrong_key_names_the_line(home: Path) -> None:
@@ -182,3 +188,44 @@ def test_resolve_cluster_value_that_would_break_the_script_is_refused(
     sections: dict[str, Any], place: str
 ) -> None:
     assert place in refused(make_spec(**sections))
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "minutes"),
+    [
+        ("0", 0, 0),
+        ("90", 5400, 90),
+        ("1:30", 90, 2),
+        ("30:00", 1800, 30),
+        ("1:30:00", 5400, 90),
+        ("1:30:01", 5401, 91),
+        ("2-12", 216_000, 3600),
+        ("1-00:30", 88_200, 1470),
+        ("1-00:00:30", 86_430, 1441),
+    ],
+)
+def test_walltime_all_forms_of_sbatch(time: str, seconds: int, minutes: int) -> None:
+    assert (walltime_s(time), walltime_min(time)) == (seconds, minutes)
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "time"), [(3600, "1"), (60, "1"), (120, "2:00"), (3600, "1:00:00")]
+)
+def test_resolve_cluster_grace_as_long_as_the_walltime_is_refused(grace_s: int, time: str) -> None:
+    error = refused(make_spec(slurm={"grace_s": grace_s, "time": time}))
+    assert error.startswith(f"Grace too long: slurm.grace_s={grace_s}; the walltime {time} is ")
+
+
+def test_resolve_cluster_grace_longer_than_the_walltime_of_the_profile_is_refused(
+    home: Path,
+) -> None:
+    profile = make_profile(home, "time: 5\n")
+    assert "the walltime 5 is 300 s" in refused(
+        make_spec(slurm={"profile": profile, "grace_s": 300})
+    )
+
+
+@pytest.mark.parametrize(("grace_s", "time"), [(59, "1"), (0, "1"), (3600, "0")])
+def test_resolve_cluster_grace_shorter_or_no_limit_is_taken(grace_s: int, time: str) -> None:
+    spec = make_spec(slurm={"grace_s": grace_s, "time": time})
+    assert resolve_cluster(spec).grace_s == grace_s

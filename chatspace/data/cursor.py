@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,7 +91,7 @@ def _chunks(
     first = 0
     for file in files:
         if first + file.rows > row:
-            _check_unchanged(file)
+            _check_unchanged(file, dataset)
             with open_parquet(file.path) as parquet:
                 columns = _columns(parquet, file.path, dataset, keep_columns)
                 for batch, file_row in _batches(parquet, file, max(row - first, 0), columns):
@@ -145,11 +146,28 @@ def _columns(
     return list(dict.fromkeys(names))
 
 
-def _check_unchanged(file: InputFile) -> None:
+def _check_unchanged(file: InputFile, dataset: DatasetSection) -> None:
     with reading(file.path):
         stat = Path(file.path).stat()
-    if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
-        raise InputError(
-            f"Input changed: {shown(Path(file.path))}; it is not the file that the run was set up "
-            f"with ({file.bytes:,} bytes then, {stat.st_size:,} now). Run setup again."
+    if (stat.st_size, stat.st_mtime_ns) == (file.bytes, file.mtime_ns):
+        return
+    planned = _moment(file.mtime_ns)
+    if stat.st_size == file.bytes:
+        what = f"changed on {_moment(stat.st_mtime_ns)}, planned as of {planned}, the same size"
+    else:
+        what = f"{stat.st_size:,} bytes, planned with {file.bytes:,} as of {planned}"
+    if dataset.source == "parquet":
+        # The time is part of what the plan is hashed from.
+        advice = (
+            "Restore the file with its time (cp -p, rsync -t, touch -d) to go on with this run; "
+            "setup again gives a new run"
         )
+    else:
+        advice = "Run setup again; it gives this run again where the data's source is unchanged"
+    raise InputError(f"Input changed: {shown(Path(file.path))}; {what}. {advice}.")
+
+
+def _moment(ns: int) -> str:
+    """Returns a file's time to the nanosecond, as `touch -d` takes it."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +19,42 @@ from chatspace.spec.document import shown
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BATCH_ROWS = 8192
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 10.0
 
 
 def resolve_revision(dataset: DatasetSection) -> str | None:
     """Returns the commit that the revision names now, None where the hub is out of reach."""
     if dataset.revision is not None and _COMMIT.fullmatch(dataset.revision):
         return dataset.revision
-    from huggingface_hub import HfApi
-
     try:
-        info = HfApi().dataset_info(
-            str(dataset.name), revision=dataset.revision, timeout=_TIMEOUT_S
-        )
+        sha = _ask_hub(dataset)
     except Exception:
         # Whatever it is, loading says it better, or the cache has the dataset.
         return None
-    return str(info.sha) if info.sha else None
+    return str(sha) if sha else None
+
+
+def _ask_hub(dataset: DatasetSection) -> str | None:
+    """Returns the commit that the revision names now; asks once, without retries."""
+    from huggingface_hub import HfApi
+
+    with _quiet():
+        info = HfApi().dataset_info(
+            str(dataset.name), revision=dataset.revision, timeout=_TIMEOUT_S
+        )
+    return info.sha
+
+
+def _is_in_reach(dataset: DatasetSection) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        _ask_hub(dataset)
+    except (HfHubHTTPError, ValueError):  # an answer, or a name that the hub is not asked about
+        return True
+    except Exception:
+        return False
+    return True
 
 
 def read_hub(dataset: DatasetSection, split: str, revision: str | None) -> tuple[Table, str | None]:
@@ -48,7 +70,13 @@ def read_hub(dataset: DatasetSection, split: str, revision: str | None) -> tuple
             f"Not a hub dataset: dataset.name={shown(dataset.name)} exists here. For local files "
             "write source: parquet (or jsonl, csv, arrow) and path."
         )
-    loaded = _load(dataset, split, revision or dataset.revision)
+    # `datasets` itself tries again and again for half a minute before it looks into its cache.
+    is_pinned = dataset.revision is not None and revision == dataset.revision
+    in_reach = _is_in_reach(dataset) if revision is None or is_pinned else True
+    with _quiet(), ExitStack() as stack:
+        if not in_reach:
+            stack.enter_context(_offline())
+        loaded = _load(dataset, split, revision or dataset.revision)
     view = loaded.with_format("arrow")
     return (
         Table(
@@ -80,6 +108,55 @@ def _load(dataset: DatasetSection, split: str, revision: str | None) -> Any:
             f"Cannot load: {place}, subset {dataset.subset or 'default'}, split {split}; "
             f"{_first_line(error)}. Check subset and split."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the libraries' warnings and progress bars: what goes wrong, our one error says."""
+    import datasets
+
+    hub_utils: Any = import_module("huggingface_hub.utils")  # it exports the functions untyped
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = [
+        enable
+        for disabled, enable in (
+            (datasets.are_progress_bars_disabled, datasets.enable_progress_bars),
+            (hub_utils.are_progress_bars_disabled, hub_utils.enable_progress_bars),
+        )
+        if not disabled()
+    ]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    hub_utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for enable in bars:
+            enable()
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Lets the libraries look only into their caches.
+
+    They read HF_HUB_OFFLINE once, at import, into these constants.
+    """
+    import datasets.config
+    import huggingface_hub.constants
+
+    holders: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [holder.HF_HUB_OFFLINE for holder in holders]
+    for holder in holders:
+        holder.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.HF_HUB_OFFLINE = value
 
 
 def _batches(view: Any) -> Iterator[pa.RecordBatch]:

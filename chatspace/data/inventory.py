@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -63,21 +63,47 @@ def inventory(
     return files
 
 
-def check_unique_ids(files: Sequence[InputFile], id_field: str, max_rows: int) -> None:
+def check_unique_ids(
+    files: Sequence[InputFile],
+    id_field: str,
+    max_rows: int,
+    *,
+    place: Callable[[int], str] | None = None,
+) -> None:
     """Proves that no id stands twice in the first `max_rows` rows; memory is 8 bytes a row.
 
     A first pass compares 64-bit hashes; where two are equal, a second pass compares the ids.
 
+    Args:
+        files: the split's files, in order.
+        id_field: column of the ids.
+        max_rows: rows of the split that are looked at.
+        place: gives where a row of the split comes from, as errors name it [row of a file].
+
     Raises:
         InputError: an id is null or stands twice, or the column's type gives no ids.
     """
+    ids_of = partial(_id_batches, files, id_field, max_rows, place or partial(_place, files))
     hashes = np.empty(min(max_rows, sum(file.rows for file in files)), dtype=np.int64)
-    for row, ids in _id_batches(files, id_field, max_rows):
+    for row, ids in ids_of():
         hashes[row : row + len(ids)] = _hashes(ids)
     hashes.sort()
     suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspects):
-        _refuse_duplicates(files, id_field, max_rows, suspects)
+        _refuse_duplicates(ids_of(), id_field, suspects, place or partial(_place, files))
+
+
+def check_id_column(type_: pa.DataType, id_field: str, path: Path | str) -> None:
+    """Refuses a column whose type gives no ids.
+
+    Raises:
+        InputError: the column is nested or holds fractions.
+    """
+    if pa.types.is_nested(type_) or pa.types.is_floating(type_):
+        raise InputError(
+            f"Not usable as ids: dataset.id_field={id_field!r}; it is {shown_type(type_)} in "
+            f"{shown(Path(path))}, expected text or integers. Name another column."
+        )
 
 
 def id_strings(column: pa.Array, id_field: str, path: str, first_row: int) -> pa.Array:
@@ -86,19 +112,10 @@ def id_strings(column: pa.Array, id_field: str, path: str, first_row: int) -> pa
     Raises:
         InputError: an id is null, or the type gives no ids.
     """
-    if column.null_count:
-        row = first_row + column.is_valid().index(False).as_py()
-        raise InputError(
-            f"Missing id: dataset.id_field={id_field!r}; row {row} of {shown(Path(path))} is null. "
-            "Fill it, or leave id_field out to have ids made."
-        )
-    if pa.types.is_nested(column.type) or pa.types.is_floating(column.type):
-        raise InputError(
-            f"Not usable as ids: dataset.id_field={id_field!r}; it is {shown_type(column.type)} in "
-            f"{shown(Path(path))}, expected text or integers. Name another column."
-        )
-    with reading(path):
-        return column.cast(pa.string())
+    check_id_column(column.type, id_field, path)
+    return _id_strings(
+        column, id_field, lambda offset: f"row {first_row + offset} of {shown(Path(path))}"
+    )
 
 
 def _look(
@@ -129,15 +146,28 @@ def _look(
         )
 
 
+def _id_strings(column: pa.Array, id_field: str, place: Callable[[int], str]) -> pa.Array:
+    if column.null_count:
+        where = place(column.is_valid().index(False).as_py())
+        raise InputError(
+            f"Missing id: dataset.id_field={id_field!r} is null in {where}. "
+            "Fill it, or leave id_field out to have ids made."
+        )
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(_not_utf8(id_field, place(0), len(column))) from error
+
+
 def _id_batches(
-    files: Sequence[InputFile], id_field: str, max_rows: int
+    files: Sequence[InputFile], id_field: str, max_rows: int, place: Callable[[int], str]
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields ids as strings with the absolute row of the first."""
     row = 0
     for file in files:
-        first = row
         with open_parquet(file.path) as parquet:
-            check_column(parquet.schema_arrow, id_field, file.path, "dataset.id_field")
+            type_ = check_column(parquet.schema_arrow, id_field, file.path, "dataset.id_field")
+            check_id_column(type_, id_field, file.path)
             batches = parquet.iter_batches(_ID_BATCH_ROWS, columns=[id_field])
             while row < max_rows:
                 with reading(file.path):
@@ -145,20 +175,27 @@ def _id_batches(
                 if batch is None:
                     break
                 column = batch.column(id_field).slice(0, max_rows - row)
-                ids = id_strings(column, id_field, file.path, row - first)
-                yield row, _decoded(ids, id_field, file.path)
-                row += len(ids)
+                yield row, _decoded(column, id_field, partial(_shifted, place, row))
+                row += len(column)
 
 
-def _decoded(ids: pa.Array, id_field: str, path: str) -> list[str]:
+def _shifted(place: Callable[[int], str], first_row: int, offset: int) -> str:
+    return place(first_row + offset)
+
+
+def _decoded(column: pa.Array, id_field: str, place: Callable[[int], str]) -> list[str]:
     try:
-        values: list[str] = ids.to_pylist()
+        values: list[str] = _id_strings(column, id_field, place).to_pylist()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"Invalid id: dataset.id_field={id_field!r}; {shown(Path(path))} has ids that are not "
-            "UTF-8. Repair them, or name another column."
-        ) from error
+        raise InputError(_not_utf8(id_field, place(0), len(column))) from error
     return values
+
+
+def _not_utf8(id_field: str, first: str, n_rows: int) -> str:
+    return (
+        f"Invalid id: dataset.id_field={id_field!r} is not UTF-8 within the {n_rows} rows from "
+        f"{first} on. Repair them, or name another column."
+    )
 
 
 def _hashes(ids: list[str]) -> npt.NDArray[np.int64]:
@@ -167,16 +204,19 @@ def _hashes(ids: list[str]) -> npt.NDArray[np.int64]:
 
 
 def _refuse_duplicates(
-    files: Sequence[InputFile], id_field: str, max_rows: int, suspects: npt.NDArray[np.int64]
+    batches: Iterator[tuple[int, list[str]]],
+    id_field: str,
+    suspects: npt.NDArray[np.int64],
+    place: Callable[[int], str],
 ) -> None:
     seen: dict[str, int] = {}
-    for row, ids in _id_batches(files, id_field, max_rows):
+    for row, ids in batches:
         for offset in np.flatnonzero(np.isin(_hashes(ids), suspects)):
             id_ = ids[offset]
             if id_ in seen:
                 raise InputError(
                     f"Duplicate id: dataset.id_field={id_field!r} is {shown(id_)} in "
-                    f"{_place(files, seen[id_])} and in {_place(files, row + int(offset))}. "
+                    f"{place(seen[id_])} and in {place(row + int(offset))}. "
                     "Remove one, or leave id_field out to have ids made."
                 )
             seen[id_] = row + int(offset)

@@ -6,6 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from chatspace.data.parquet import reading
@@ -13,6 +14,7 @@ from chatspace.errors import InputError, SpecError
 from chatspace.spec.base import DatasetSection
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
+from chatspace.spec.problems import nearest
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
@@ -125,11 +127,9 @@ def _nothing_found(path: Path, split: str, dataset: DatasetSection) -> str:
     place = f"dataset.path={shown(dataset.path)}"
     if not path.is_dir():
         what = "No file matches" if glob.has_magic(str(path)) else "No such file or folder"
-        return f"{what}: {place} ({shown(path)}), split {split}. Check the path."
+        return f"{what}: {place} ({shown(path)}), split {split}; {_what_is_there(path)}"
     extension = EXTENSIONS[dataset.source][0]
-    present = natural_order(p for p in path.iterdir() if not p.name.startswith("."))
-    listed = ", ".join(p.name for p in present[:5]) or "nothing"
-    more = ", ..." if len(present) > 5 else ""
+    present = _visible(path)
     others = [
         source
         for source, extensions in EXTENSIONS.items()
@@ -138,5 +138,25 @@ def _nothing_found(path: Path, split: str, dataset: DatasetSection) -> str:
     advice = f"Did you mean source: {others[0]}?" if others else "Check the path and the split."
     return (
         f"No {dataset.source} files: {place}, split {split}; looked for {split}/, "
-        f"{split}{extension}, {split}-*{extension}, the folder has {listed}{more}. {advice}"
+        f"{split}{extension}, {split}-*{extension}, the folder has {_first_names(present)}. {advice}"
     )
+
+
+def _what_is_there(path: Path) -> str:
+    """Returns what the deepest folder above a missing path holds, and the name nearest to it."""
+    folder = next(above for above in path.parents if above.is_dir())
+    present: list[Path] = []
+    with suppress(OSError):  # not to be listed, so nothing is said to be there
+        present = _visible(folder)
+    missing = path.relative_to(folder).parts[0]
+    advice = nearest(missing, [p.name for p in present]) or " Check the path."
+    return f"{shown(folder)} has {_first_names(present)}.{advice}"
+
+
+def _visible(folder: Path) -> list[Path]:
+    return natural_order(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _first_names(paths: list[Path]) -> str:
+    names = [path.name if path.name.isprintable() else shown(path.name) for path in paths[:5]]
+    return (", ".join(names) or "nothing") + (", ..." if len(paths) > len(names) else "")

@@ -12,20 +12,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chatspace.atomic import output_error, sync_folder, temp_path
+from chatspace.atomic import atomic_write_text, output_error, sync_folder, temp_path
 from chatspace.data.hub import read_hub, resolve_revision
+from chatspace.data.inventory import check_id_column, check_unique_ids, inventory
 from chatspace.data.parquet import check_column, check_text_column, reading
 from chatspace.data.sources import find_files
-from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl
+from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl, row_place
 from chatspace.errors import InputError, OutputError
 from chatspace.layout import Layout, split_label
 from chatspace.spec.base import DatasetSection
@@ -68,7 +70,8 @@ def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str
     """Returns one split as Parquet files, converting it first where it is not.
 
     Raises:
-        InputError: a source is missing, damaged, empty, or lacks a column.
+        InputError: a source is missing, damaged, empty, or lacks a column; an id is null or stands
+            twice in a source that is not Parquet. Nothing is left behind.
         OutputError: the workspace cannot be written or is full, or another dataset lies there.
     """
     if dataset.source == "parquet":
@@ -83,24 +86,32 @@ def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str
 def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> StagedSplit:
     home = str(_common_folder(paths))
     record = _read_record(folder)
+    ids = _Ids(dataset, partial(row_place, dataset.source, paths))
     same_source = record is not None and record["source"] == dataset.source
     if record is not None and same_source and _is_untouched(record, home, paths):
-        return _staged(folder, record)
+        return _staged_before(folder, record, ids)
     files = _with_digests(paths)  # reads all bytes, so only where names, sizes or times differ
     identity = _without(files, "mtime_ns")
     if record is not None:
         if same_source and identity == record["identity"]:
-            return _staged(folder, record)
+            return _staged_before(folder, record, ids)
         _refuse_another_dataset(record, dataset.source, home, folder)
         log.info("restaging folder=%s reason=changed files=%s", folder, _changes(record, identity))
     table = _READERS[dataset.source](paths)
     _check_columns(table.schema, dataset, paths[0])
-    about = {"source": dataset.source, "folder": home, "files": files, "identity": identity}
-    return _staged(folder, _write(folder, table, {**about, "revision": None}, str(paths[0])))
+    about = {
+        "source": dataset.source,
+        "folder": home,
+        "files": files,
+        "identity": identity,
+        "revision": None,
+    }
+    return _staged(folder, _write(folder, table, about, ids))
 
 
 def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit:
     what = {"name": dataset.name, "subset": dataset.subset, "split": split}
+    ids = _Ids(dataset, lambda row: f"row {row} of {shown(dataset.name)}, split {split}")
     record = _read_record(folder)
     revision = resolve_revision(dataset)
     if record is not None:
@@ -109,7 +120,7 @@ def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit
         # Out of reach of the hub, what was staged before is what there is, if asked for alike.
         asked = record["asked_revision"] == dataset.revision
         if same and (record["revision"] == revision if revision else asked):
-            return _staged(folder, record)
+            return _staged_before(folder, record, ids)
         log.info("restaging folder=%s reason=changed revision=%s", folder, revision)
     table, revision = read_hub(dataset, split, revision)
     _check_columns(table.schema, dataset, Path(str(dataset.name)))
@@ -120,7 +131,49 @@ def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit
         "revision": revision,
         "asked_revision": dataset.revision,
     }
-    return _staged(folder, _write(folder, table, about, str(dataset.name)))
+    return _staged(folder, _write(folder, table, about, ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    """The ids that a run asks for, and where a row of the split stands in its source."""
+
+    dataset: DatasetSection
+    place: Callable[[int], str]
+
+    def check(self, folder: Path, record: Mapping[str, Any]) -> dict[str, int]:
+        """Returns in how many first rows of a staged folder each id column is known to be unique.
+
+        Raises:
+            InputError: an id is null or stands twice.
+        """
+        known: dict[str, int] = record.get("unique_ids", {})
+        id_field, rows = self.dataset.id_field, record["rows"]
+        if self.dataset.max_rows is not None:
+            rows = min(rows, self.dataset.max_rows)
+        if id_field is None or known.get(id_field, 0) >= rows:
+            return known
+        log.info("checking ids=%s rows=%d", id_field, rows)
+        files = inventory(
+            [folder / part["name"] for part in record["parts"]],
+            self.dataset.text_field,
+            conversation=self.dataset.extract_first_assistant,
+            id_field=id_field,
+        )
+        check_unique_ids(files, id_field, rows, place=self.place)
+        return {**known, id_field: rows}
+
+
+def _staged_before(folder: Path, record: dict[str, Any], ids: _Ids) -> StagedSplit:
+    """Returns a folder that is staged, after checking the ids that no earlier run asked for."""
+    known = ids.check(folder, record)
+    if known != record.get("unique_ids", {}):
+        atomic_write_text(folder / RECORD_NAME, _record_text({**record, "unique_ids": known}))
+    return _staged(folder, record)
+
+
+def _record_text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1)
 
 
 def _staged(folder: Path, record: dict[str, Any]) -> StagedSplit:
@@ -140,10 +193,11 @@ def _check_columns(schema: pa.Schema, dataset: DatasetSection, path: Path) -> No
     type_ = check_column(schema, dataset.text_field, path, "dataset.text_field")
     check_text_column(type_, dataset.text_field, path, dataset.extract_first_assistant)
     if dataset.id_field is not None:
-        check_column(schema, dataset.id_field, path, "dataset.id_field")
+        id_type = check_column(schema, dataset.id_field, path, "dataset.id_field")
+        check_id_column(id_type, dataset.id_field, path)
 
 
-def _write(folder: Path, table: Table, about: dict[str, Any], origin: str) -> dict[str, Any]:
+def _write(folder: Path, table: Table, about: dict[str, Any], ids: _Ids) -> dict[str, Any]:
     """Writes a staged folder, whole or not at all, and returns its record."""
     _refuse_strange(folder)
     temp = temp_path(folder)
@@ -154,10 +208,12 @@ def _write(folder: Path, table: Table, about: dict[str, Any], origin: str) -> di
         rows = sum(part["rows"] for part in parts)
         if not rows:
             raise InputError(
-                f"Empty dataset: {origin} holds no rows. Check the path and the split."
+                f"Empty dataset: {shown(about['folder'])} holds no rows. "
+                "Check the path and the split."
             )
         record = {"format": _FORMAT_VERSION, **about, "rows": rows, "parts": parts}
-        (temp / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record["unique_ids"] = ids.check(temp, record)
+        (temp / RECORD_NAME).write_text(_record_text(record), encoding="utf-8")
         _sync(temp)
         _swap(temp, folder)
     log.info("staged folder=%s rows=%d parts=%d", folder, rows, len(parts))
@@ -233,10 +289,17 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def _removed_after(temp: Path) -> Iterator[None]:
+    """Removes the folder, and after a failure the folders above it that were made for it."""
+    missing = [folder for folder in temp.parents if not folder.exists()]
     try:
         yield
-    finally:
+    except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
+        with suppress(OSError):  # another process has put something there
+            for folder in missing:
+                folder.rmdir()
+        raise
+    shutil.rmtree(temp, ignore_errors=True)
 
 
 @contextmanager

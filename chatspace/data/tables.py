@@ -75,8 +75,6 @@ def read_csv(paths: Sequence[Path]) -> Table:
         InputError: a row has another number of fields than the header, a quote stays open, the
             files' headers differ, or the text is no UTF-8.
     """
-    # One limit for the whole process; 128 KiB, its default, is less than a long text.
-    csv.field_size_limit(sys.maxsize)
     header: list[str] | None = None
     for path in paths:
         found: list[str] = []
@@ -115,6 +113,29 @@ def read_arrow(paths: Sequence[Path]) -> Table:
     return Table(schema=schema, batches=lambda: _arrow_batches(paths, schema))
 
 
+def row_place(source: str, paths: Sequence[Path], row: int) -> str:
+    """Returns where a row of a table stands in its files, as errors name it; reads up to there.
+
+    Args:
+        source: jsonl, csv or arrow.
+        paths: the files, in order.
+        row: counted from 0 over all files.
+    """
+    for path in paths:
+        if source == "arrow":
+            with _arrow(path) as (_, batches):
+                n_rows = sum(batch.num_rows for batch in batches)
+            if row < n_rows:
+                return f"row {row} of {shown(path)}"
+            row -= n_rows
+            continue
+        for found in (_jsonl_rows if source == "jsonl" else _csv_rows)(path):
+            if row == 0:
+                return _at(path, found.line)
+            row -= 1
+    raise AssertionError(row)
+
+
 def _jsonl_rows(path: Path) -> Iterator[_Row]:
     for line, raw in enumerate(_lines(path), start=1):
         text = raw.strip()
@@ -139,6 +160,8 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
+    # One limit for the whole process; 128 KiB, its default, is less than a long text.
+    csv.field_size_limit(sys.maxsize)
     with _damage_named(path), _opened(path) as raw:
         # surrogateescape: a byte that is no UTF-8 is found in its row, with its line.
         text = TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -113,8 +113,9 @@ class Encoder:
         self.notes[:] = [note for note in self.notes if not note.startswith(prefix)]
         self._smallest_split = n_tokens
         self.notes.append(
-            f"{prefix}batches were split, down to {n_tokens} tokens, and the run went on; "
-            f"set encode.tokens_per_batch={n_tokens} to avoid it."
+            f"{prefix}batches were split, down to {n_tokens} tokens, and the run went on; their "
+            f"rows were encoded in smaller batches, so their bits may differ from an undisturbed run. "
+            f"Set encode.tokens_per_batch={n_tokens} to avoid it."
         )
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize
+from transformers.utils.logging import disable_progress_bar
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed.bucketing import Buckets, Budget
 from chatspace.hf_embed.compiling import compile_model, with_free_rows
 from chatspace.hf_embed.encoder import Encoder, Forward, to_device
+from chatspace.hf_embed.hub import ask_hub, quiet
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import (
     FastTokenizer,
@@ -58,6 +61,7 @@ def load_encoder(
         ModelError: no such model, or it cannot be used as the spec says.
         UnfitEnvironmentError: the device is not there.
     """
+    quiet_libraries()
     device = pick_device(section.device)
     model = load_model(section, path, device)
     notes: list[str] = []
@@ -65,41 +69,37 @@ def load_encoder(
     limit = set_limit(model, section.max_tokens)
     normalize = take_normalize(model, encode.normalize)
     tokenizer = choose_tokenizer(model, prompt, limit, notes)
-    buckets = Buckets(
-        min_tokens=encode.bucket_min_tokens,
-        max_tokens=min(encode.bucket_max_tokens or limit, limit),
-        limit=limit,
-    )
+    buckets, budget = pick_buckets(encode, limit), pick_budget(encode, device)
     forward = _forward(model)
-    vectors = _probe(forward, tokenizer, device, section)
+    dim = _probe(forward, tokenizer, device, section).shape[1]
     compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
     if compiled:
         compile_model(model, encode.compile_mode, len(list(buckets.widths())))
         forward = with_free_rows(forward)
     elif encode.compile:
         notes.append("Not compiled: the batches of this model have no fixed lengths.")
-    budget = pick_budget(encode, device)
-    max_tokens = limit if limit < NO_LIMIT else None
-    return Encoder(
+    encoder = Encoder(
         tokenizer=tokenizer,
         forward=forward,
         device=device,
-        dim=vectors.shape[1],
-        max_tokens=max_tokens,
+        dim=dim,
+        max_tokens=limit if limit < NO_LIMIT else None,
         buckets=buckets,
         budget=budget,
         trim_to=None if compiled else TRIM_TO,
         normalize=normalize,
-        runtime={
-            **_model_facts(model, section, device),
-            "tokens_per_batch": budget.tokens,
-            "batch_size": budget.rows,
-            "compile": compiled,
-            "embedding_dim": vectors.shape[1],
-            "max_tokens": max_tokens,
-        },
         notes=notes,
     )
+    encoder.runtime.update(_model_facts(model, section, device), **_batch_facts(encoder, compiled))
+    return encoder
+
+
+def quiet_libraries() -> None:
+    """Leaves only warnings of the libraries that load a model, and no progress bars."""
+    quiet()
+    for name in ("transformers", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_progress_bar()
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -129,6 +129,15 @@ def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
     return Budget(tokens=encode.tokens_per_batch or default)
 
 
+def pick_buckets(encode: EncodeSection, limit: int) -> Buckets:
+    """Returns the padded lengths, none beyond the longest row in tokens."""
+    return Buckets(
+        min_tokens=encode.bucket_min_tokens,
+        max_tokens=min(encode.bucket_max_tokens or limit, limit),
+        limit=limit,
+    )
+
+
 def load_model(section: ModelSection, path: str | None, device: torch.device) -> Any:
     """Returns the model as sentence-transformers loads it, in the dtype of the spec.
 
@@ -140,6 +149,7 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             f"Model folder is gone: model.name={section.name}; {path} does not exist here. "
             f"Put it where compute nodes can read it, then plan the run again."
         )
+    reached = path is not None or ask_hub(section.name, section.revision).reached
     model_kwargs = {"dtype": getattr(torch, section.dtype), **section.model_kwargs}
     if section.attention_impl != "auto":
         model_kwargs["attn_implementation"] = section.attention_impl
@@ -149,6 +159,8 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             device=str(device),
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
+            # Out of reach of the hub, each file would be asked for again and again.
+            local_files_only=not reached,
             model_kwargs=model_kwargs,
             processor_kwargs=dict(section.tokenizer_kwargs),
         )
@@ -157,6 +169,8 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             _cannot_load(section, path, error, "Use a device with more memory")
         ) from error
     except (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError) as error:
+        if not reached:
+            raise ModelError(_out_of_reach(section)) from error
         raise ModelError(_cannot_load(section, path, error, _next_step(section, path))) from error
     return model.eval()
 
@@ -167,6 +181,16 @@ def _cannot_load(
     where = f" ({path})" if path not in (None, section.name) else ""
     reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
     return f"Model cannot be loaded: model.name={section.name}{where}; {reason}. {next_step}."
+
+
+def _out_of_reach(section: ModelSection) -> str:
+    revision = f", revision {section.revision}" if section.revision else ""
+    state = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub is out of reach"
+    return (
+        f"Model cannot be loaded: model.name={section.name}{revision}; {state}, and the cache "
+        f"{constants.HF_HUB_CACHE} does not have it whole. Fetch it where there is a network with "
+        f"`hf download {section.name}`, or put the path of a folder in model.name."
+    )
 
 
 def _next_step(section: ModelSection, path: str | None) -> str:
@@ -346,6 +370,16 @@ def _probe(
             return forward(to_device(features, device))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
+
+
+def _batch_facts(encoder: Encoder, compiled: bool) -> dict[str, Any]:
+    return {
+        "tokens_per_batch": encoder.budget.tokens,
+        "batch_size": encoder.budget.rows,
+        "compile": compiled,
+        "embedding_dim": encoder.dim,
+        "max_tokens": encoder.max_tokens,
+    }
 
 
 def _model_facts(model: Any, section: ModelSection, device: torch.device) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chatspace.errors import ModelError
+from chatspace.hf_embed.hub import ask_hub, cached_snapshot
 from chatspace.hf_embed.spec import EmbedSpec
 from chatspace.layout import path_component
+from chatspace.spec.cluster import resolve_cluster
 
 HASH_WHOLE_BYTES = 64 * 2**20
 HASH_EDGE_BYTES = 2**20
@@ -22,19 +24,18 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
     A name is a local folder if it begins with `/`, `.`, `~` or `$`, has more than one `/`, or
     exists as a folder; anything else is a name on the hub.
 
+    A hub model also has `revision`: the commit that all tasks load. It is that of the local cache,
+    else the hub's; where neither knows it, what the spec says (None: whatever the tasks find). It
+    is part of the fingerprint, so that planning before and after a branch moved gives two runs.
+
     Raises:
-        ModelError: a local folder that is not there or holds no model.
+        ModelError: a local folder that is not there or holds no model, or a name or revision that
+            the hub does not know.
     """
     name = spec.model.name
     folder = local_folder(name)
     if folder is None:
-        fingerprint = {"hub": name, "revision": spec.model.revision}
-        return {
-            "name": name,
-            "label": path_component(name),
-            "path": None,
-            "fingerprint": fingerprint,
-        }
+        return _hub_model(spec)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         state = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ModelError(
@@ -48,6 +49,22 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
         "path": str(folder),
         "fingerprint": {"files": fingerprint_files(folder)},
         "embedding_dim": embedding_dim(folder),
+    }
+
+
+def _hub_model(spec: EmbedSpec) -> dict[str, Any]:
+    name, asked = spec.model.name, spec.model.revision
+    # The cache that tasks will have, which may be another than that of the person who plans.
+    snapshot = cached_snapshot(name, asked, resolve_cluster(spec).hf_home)
+    commit = snapshot.name if snapshot else ask_hub(name, asked).commit
+    revision = commit or asked
+    return {
+        "name": name,
+        "label": path_component(name),
+        "path": None,
+        "revision": revision,
+        "fingerprint": {"hub": name, "revision": revision},
+        **({"embedding_dim": embedding_dim(snapshot)} if snapshot else {}),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,8 @@ class EncodeSection(Section):
 
 class EmbedSpec(RunSpec):
     """One dataset, one encoder, one folder of vectors."""
+
+    UNHASHED: ClassVar[frozenset[tuple[str, str]]] = frozenset({("encode", "prefetch_batches")})
 
     kind: Literal["embed"]
     model: ModelSection = ModelSection()

@@ -18,6 +18,7 @@ from chatspace.hf_embed.flow import Flow
 from chatspace.hf_embed.metrics import Counters, Reporter
 from chatspace.hf_embed.pipeline import Pipeline, Reader, Rows, Settings
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
+from chatspace.plan.model import Plan
 from chatspace.plan.work import SliceOutcome, SliceWork, StageTimes
 from chatspace.shards.table import Vectors, embedding_table
 from chatspace.spec.base import DatasetSection, OutputSection
@@ -73,6 +74,8 @@ def prepare_process(threads: int) -> None:
     # Said outright, so that the library neither guesses nor warns when a process forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    # A bar would fill a log file with lines; the libraries read this when they are imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
     torch.set_num_threads(threads)
@@ -85,7 +88,7 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
     from chatspace.hf_embed.compiling import warm_up
     from chatspace.hf_embed.loading import load_encoder
 
-    model = ModelSection.model_validate(work.plan.spec["model"])
+    model = _pinned(work.plan)
     encode = EncodeSection.model_validate(work.plan.spec["encode"])
     encoder = load_encoder(model, encode, path=work.plan.model.get("path"))
     facts = software_facts() | hardware_facts(encoder.runtime["device"])
@@ -94,6 +97,13 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
         counters.stage = "warming up"
         warm_up(encoder)
     return encoder
+
+
+def _pinned(plan: Plan) -> ModelSection:
+    """Returns the model as the spec says, at the commit that was found when the run was planned."""
+    model = ModelSection.model_validate(plan.spec["model"])
+    commit = plan.model.get("revision")
+    return model.model_copy(update={"revision": commit}) if commit else model
 
 
 def _pipeline(

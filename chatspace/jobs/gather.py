@@ -190,8 +190,7 @@ def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[s
         "shards": [asdict(record) for record in records],
         **_measured(coverage.attempts),
         "run_config": plan.spec,
-        "git_sha": plan.provenance.get("git_sha"),
-        "git_dirty": plan.provenance.get("git_dirty"),
+        **{key: value for key, value in plan.provenance.items() if "git_" in key},
         "tool_version": __version__,
         "packages": {name: _version(name) for name in PACKAGES},
         "container": {

@@ -38,6 +38,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     log_path: Path
+    gpu: str | None
 
 
 @dataclass(slots=True)
@@ -155,8 +156,9 @@ class _Pool:
         log = log_path.open("wb")
         env = {**os.environ, "CHATSPACE_THREADS": str(self.threads_each)}
         env.update(self.plan.cluster["env"])
-        if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = self.gpus[self._free_gpu()]
+        gpu = self._free_gpu()
+        if gpu is not None:
+            env["CUDA_VISIBLE_DEVICES"] = gpu
         process = subprocess.Popen(
             task_command(self.plan, split, slice_),
             stdout=log,
@@ -173,6 +175,7 @@ class _Pool:
                 process=process,
                 log=log,
                 log_path=log_path,
+                gpu=gpu,
             )
         )
 
@@ -212,11 +215,17 @@ class _Pool:
         also = f" ({more} more slices failed)" if more else ""
         if code == ExitCode.USER_INPUT:
             raise UserError(f"{last}{also}")
-        raise SliceFailed(f"Slice failed: {label} exit code {code}: {last} Log: {log_path}{also}")
+        failure = SliceFailed(
+            f"Slice failed: {label} exit code {code}: {last} Log: {log_path}{also}"
+        )
+        if code in (ExitCode.ENVIRONMENT, ExitCode.INTERRUPTED):
+            failure.exit_code = ExitCode(code)
+        raise failure
 
-    def _free_gpu(self) -> int:
-        taken = {worker.position % len(self.gpus) for worker in self.running}
-        return next((i for i in range(len(self.gpus)) if i not in taken), 0)
+    def _free_gpu(self) -> str | None:
+        """Returns the GPU with the fewest workers, None on a machine without one."""
+        load = {gpu: sum(worker.gpu == gpu for worker in self.running) for gpu in self.gpus}
+        return min(load, key=lambda gpu: load[gpu], default=None)
 
     def _show_events(self, worker: _Worker) -> None:
         path = self._layout.event_log(worker.split.name, worker.slice.index)

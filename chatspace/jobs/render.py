@@ -20,6 +20,8 @@ from chatspace.resources import resource_dir
 
 # SLURM's own default: https://slurm.schedmd.com/slurm.conf.html#OPT_MaxArraySize
 DEFAULT_MAX_ARRAY_SIZE = 1001
+# How the second line of every rendered script begins; setup knows its own scripts by it.
+RENDERED_BY = "# chatspace "
 RENDERED_DIRECTIVES = frozenset(
     {"array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "wrap"}
 )
@@ -270,7 +272,11 @@ def _command(plan: Plan) -> str:
     """Returns the start of the task's command line, up to `-m chatspace`."""
     cluster = plan.cluster
     if cluster["image"] and cluster["venv"]:
-        inside = shlex.quote('source "$0/bin/activate" && exec "$@"')
+        inside = shlex.quote(
+            '[[ -r $0/bin/activate ]] || { echo "chatspace: no virtual environment at $0 in the '
+            'container; check container.venv and container.binds" >&2; exit 4; }; '
+            'source "$0/bin/activate"; exec "$@"'
+        )
         return f'"${{container[@]}}" bash -c {inside} "$venv" python -m chatspace'
     if cluster["image"]:
         return '"${container[@]}" python3 -m chatspace'

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +42,10 @@ ACTIVE_STATES = frozenset(
 class Scheduler(Protocol):
     """What chatspace asks of a batch system."""
 
+    def check(self, script: str) -> None:
+        """Raises UnfitEnvironmentError if a script with this text would be refused."""
+        ...
+
     def submit(self, script: Path, *, after: Sequence[str] = ()) -> str:
         """Submits a script, to start after the jobs `after` have ended, and returns its job id."""
         ...
@@ -52,6 +57,17 @@ class Scheduler(Protocol):
 
 class SlurmScheduler:
     """sbatch, squeue and sacct on this machine's PATH."""
+
+    def check(self, script: str) -> None:
+        """Asks sbatch whether it would take a script, without submitting it.
+
+        Raises:
+            UnfitEnvironmentError: sbatch is missing or refuses the script, in its own words.
+        """
+        with tempfile.TemporaryDirectory(prefix="chatspace-") as folder:
+            path = Path(folder) / "script.slurm"
+            path.write_text(script, encoding="utf-8")
+            _run(["sbatch", "--test-only", path.name], cwd=path.parent)
 
     def submit(self, script: Path, *, after: Sequence[str] = ()) -> str:
         """Submits a script with sbatch.
@@ -138,8 +154,12 @@ def _run(
             f"Try again later."
         ) from None
     if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise UnfitEnvironmentError(f"{command[0]} refused: {' '.join(lines)}")
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        words = dict.fromkeys(line.removeprefix(f"{command[0]}: error: ").strip() for line in said)
+        raise UnfitEnvironmentError(
+            f"{command[0]} refused: {' '.join(words)}. Correct the slurm section of the spec or "
+            f"its profile; `sinfo` lists partitions, `sacctmgr show assoc user=$USER` accounts."
+        )
     return done.stdout
 
 

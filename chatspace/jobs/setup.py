@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chatspace.atomic import atomic_write_text, output_error
-from chatspace.jobs.render import ArrayJob, array_jobs, render_array, render_gather
+from chatspace.jobs.render import RENDERED_BY, ArrayJob, array_jobs, render_array, render_gather
+from chatspace.kinds import KINDS
 from chatspace.layout import Layout
 from chatspace.plan.build import build_plan
 from chatspace.plan.model import Plan
@@ -49,8 +52,10 @@ def set_up(
     *,
     spec_path: Path | None = None,
     spec_text: str | None = None,
+    overrides: Sequence[str] = (),
     out: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
+    check: Callable[[Plan, Mapping[str, str]], None] = lambda plan, scripts: None,
 ) -> SetUp:
     """Plans a run and writes `plan.json`, `spec.yaml` and the scripts.
 
@@ -58,8 +63,11 @@ def set_up(
         spec: what the user wrote.
         spec_path: file it was read from.
         spec_text: text of that file, kept beside the plan.
+        overrides: what was changed in it on the command line.
         out: folder that gets a copy of the scripts; None for the run's folder alone.
         note: told of steps that may take long.
+        check: called with the plan and the scripts by name before any of them is written; it may
+            raise.
 
     Raises:
         UserError: the spec, the data, the model or the workspace is not usable; nothing was
@@ -67,11 +75,11 @@ def set_up(
     """
     plan = plan_run(spec, spec_path=spec_path, note=note)
     texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
+    check(plan, texts)
     plan = replace(plan, cluster={**plan.cluster, "image_sha256": _image_sha256(plan, note)})
     run = Layout(Path(plan.workspace)).run(plan.run_id)
     done = _write_scripts(plan, texts, out, plan_notes(plan, spec))
-    text = spec_text or json.dumps(spec.model_dump(mode="json"), indent=1) + "\n"
-    atomic_write_text(run.spec, text)
+    atomic_write_text(run.spec, _spec_record(spec, spec_text, overrides))
     save_plan(plan, run.plan)  # last: a run is set up once it has a plan
     return done
 
@@ -187,6 +195,7 @@ def _write_scripts(
         raise output_error(error, logs) from error
     run_folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
     for folder in dict.fromkeys([out or run_folder, run_folder]):
+        _remove_other_scripts(folder, texts)
         for name, text in texts.items():
             atomic_write_text(folder / name, text)
             (folder / name).chmod(0o755)
@@ -198,6 +207,24 @@ def _write_scripts(
         gather=shown / GATHER_SCRIPT,
         notes=tuple(notes),
     )
+
+
+def _remove_other_scripts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Removes array scripts that an earlier setup left: `sbatch embed.slurm` must run this run."""
+    stems = {kind.script for kind in KINDS.values()}
+    for path in folder.glob("*.slurm"):
+        is_array = path.stem.split("-")[0] in stems and path.name not in texts
+        if is_array and RENDERED_BY in path.read_text(encoding="utf-8", errors="replace")[:200]:
+            path.unlink(missing_ok=True)
+
+
+def _spec_record(spec: RunSpec, text: str | None, overrides: Sequence[str]) -> str:
+    """Returns a run spec that gives this run again: the file as it was, or the values in force."""
+    if text is not None and not overrides:
+        return text
+    changed = "".join(f"# --set {override!r}\n" for override in overrides) or "# given in Python\n"
+    values = spec.model_dump(mode="json", exclude_unset=True)
+    return changed + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _absolute(cluster: ResolvedCluster) -> ResolvedCluster:

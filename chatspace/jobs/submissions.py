@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def submit_all(done: SetUp, scheduler: Scheduler, *, again: bool = False) -> lis
     """
     plan = done.plan
     if not again:
-        _refuse_active(plan, scheduler)
+        refuse_active(plan, scheduler)
     _append(plan, b"")  # a job that is not on record would be submitted twice
     submitted: list[Submission] = []
     try:
@@ -100,14 +101,50 @@ def slurm_ids(submissions: Sequence[Submission]) -> list[str]:
     return [s.job_id for s in submissions if s.executor != "local" and s.job_id.isdigit()]
 
 
-def _refuse_active(plan: Plan, scheduler: Scheduler) -> None:
-    states = scheduler.states(slurm_ids(read_submissions(plan)))
-    active = sorted({k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES})
+def refuse_active(plan: Plan, scheduler: Scheduler) -> None:
+    """Refuses a run that something still works on.
+
+    Raises:
+        UnfitEnvironmentError: jobs of the run are queued or running, or processes of this machine.
+    """
+    active = active_jobs(plan, scheduler)
     if active:
+        stop = "scancel" if active[0].isdigit() else "kill"
+        numbers = " ".join(job.removeprefix(f"{platform.node()}:") for job in active)
         raise UnfitEnvironmentError(
             f"Run has active jobs: {plan.run_id} {', '.join(active)}. Wait for them, cancel them "
-            f"with `scancel {' '.join(active)}`, or submit beside them with --again."
+            f"with `{stop} {numbers}`, or submit beside them with --again."
         )
+
+
+def active_jobs(plan: Plan, scheduler: Scheduler) -> list[str]:
+    """Returns the recorded jobs that are queued or running, of SLURM and of this machine."""
+    submissions = read_submissions(plan)
+    ids = slurm_ids(submissions)
+    states = scheduler.states(ids) if ids else {}
+    queued = {k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES}
+    return sorted(queued) + [s.job_id for s in submissions if _is_alive(s)]
+
+
+def local_job_id(pid: int) -> str:
+    """Returns the job id of a process of this machine."""
+    return f"{platform.node()}:{pid}"
+
+
+def _is_alive(submission: Submission) -> bool:
+    host, _, pid = submission.job_id.rpartition(":")
+    if submission.executor != "local" or host != platform.node():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    try:
+        # A child that has ended stays in the process table until its parent asks for it.
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state != "Z"
 
 
 def _with_submitted(

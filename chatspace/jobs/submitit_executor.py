@@ -1,6 +1,8 @@
-"""submitit's own executors: each array element is one slice, run just as a batch script runs it.
+"""submitit's own executors: each array element is one slice, the command that a batch script runs.
 
-Not covered: the grace before the walltime; submitit's own signal and requeue take its place.
+Not covered: the grace before the walltime (submitit's own signal and requeue take its place),
+`slurm.mail` and `slurm.log_dir` (its logs lie in `runs/{run_id}/submitit/`), arrays above
+MaxArraySize. A virtual environment is not activated; its interpreter is called.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatspace.errors import ExitCode, InterruptedRun
+from chatspace.errors import ExitCode, InterruptedRun, UnfitEnvironmentError
 from chatspace.jobs.local import SliceFailed, slices_of, task_command
 from chatspace.jobs.render import container_command, quote, task_environment
-from chatspace.jobs.submissions import Submission, record_submission
+from chatspace.jobs.submissions import Submission, local_job_id, record_submission
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
+from chatspace.spec.slurm import walltime_min
 
 STOP_TIMEOUT_S = 60.0
 
@@ -97,6 +101,12 @@ def submit_with_submitit(
     """
     import submitit
 
+    limit = plan.cluster["max_array_size"]
+    if cluster != "local" and limit and len(slices_of(plan)) > limit:
+        raise UnfitEnvironmentError(
+            f"Too many tasks for submitit: {len(slices_of(plan))}; the cluster takes {limit} in "
+            f"one array. Set slices.max_tasks={limit}, or use executor='sbatch', which divides it."
+        )
     folder = Layout(Path(plan.workspace)).run(plan.run_id).folder / "submitit"
     executor = submitit.AutoExecutor(
         folder=folder, cluster=cluster, slurm_max_num_timeout=plan.cluster["max_requeues"]
@@ -116,13 +126,14 @@ def _parameters(plan: Plan, cluster: str) -> dict[str, Any]:
     settings = plan.cluster
     parameters: dict[str, Any] = {
         "name": plan.run_id,
-        "timeout_min": max(1, minutes(settings["time"])),
+        "timeout_min": max(1, walltime_min(settings["time"])),
     }
     if cluster != "slurm":
         return parameters
     count = settings["gpus_per_task"]
     amount = f"{settings['gpu_type']}:{count}" if settings["gpu_type"] else str(count)
     gpu_key = "slurm_gres" if settings["gpu_directive"] == "gres" else "slurm_gpus_per_task"
+    count = 0 if settings["gpu_directive"] == "none" else count
     wanted = {
         "nodes": 1,
         "tasks_per_node": 1,
@@ -164,32 +175,16 @@ def _runtime(plan: Plan) -> str:
 def _recorded(plan: Plan, jobs: Sequence[Any], cluster: str) -> list[Submission]:
     submitted, first = [], 0
     for split in plan.splits:
-        job_id = str(jobs[first].job_id).split("_")[0]
-        submitted.append(
-            record_submission(
-                plan,
-                job_id=job_id,
-                executor="submitit" if cluster == "slurm" else "local",
-                split=split.name,
-                offset=-first,
-                count=len(split.slices),
-            )
-        )
+        of_split = jobs[first : first + len(split.slices)]
+        record = partial(record_submission, plan, split=split.name)
+        if cluster == "slurm":
+            job_id = str(of_split[0].job_id).split("_")[0]
+            count = len(of_split)
+            submitted.append(record(job_id=job_id, executor="submitit", offset=-first, count=count))
+        else:
+            submitted += [
+                record(job_id=local_job_id(int(job.job_id)), executor="local", offset=i, count=1)
+                for i, job in enumerate(of_split)
+            ]
         first += len(split.slices)
     return submitted
-
-
-def minutes(time: str) -> int:
-    """Returns a walltime of sbatch in minutes, rounded up: `90`, `1:30:00`, `2-12`.
-
-    Source: the formats of `--time` in https://slurm.schedmd.com/sbatch.html
-    """
-    days, dash, rest = time.partition("-")
-    parts = [int(part) for part in (rest if dash else time).split(":")]
-    if dash:
-        hours, mins, seconds = (*parts, 0, 0)[:3]
-        return int(days) * 1440 + hours * 60 + mins + (seconds > 0)
-    if len(parts) == 1:
-        return parts[0]
-    hours, mins, seconds = (0, *parts) if len(parts) == 2 else parts
-    return hours * 60 + mins + (seconds > 0)

@@ -24,7 +24,7 @@ from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import check_unique_ids, inventory
 from chatspace.data.sources import EXTENSIONS
 from chatspace.data.staging import stage_split
-from chatspace.errors import OutputError, SpecError
+from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout, path_component, resolve_workspace, split_label
 from chatspace.plan.model import Plan, SplitPlan
@@ -157,7 +157,7 @@ def _first_rows(files: list[InputFile], max_rows: int | None) -> list[InputFile]
 
 def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan, ...]) -> str:
     """Returns the hash of all that decides what the shards hold, and of nothing else."""
-    science = spec.science()
+    science = spec.hashed()
     science["dataset"].pop("path")  # the files' identity stands for it
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -181,8 +181,11 @@ def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan,
 def _check_ids(
     dataset: DatasetSection, splits: tuple[SplitPlan, ...], note: Callable[[str], None]
 ) -> None:
-    """Refuses duplicate ids; a run that was planned before was checked then."""
-    if dataset.id_field is None:
+    """Refuses duplicate ids; a run that was planned before was checked then.
+
+    Staging has checked the ids of what is not Parquet, before it let anything stay.
+    """
+    if dataset.id_field is None or dataset.source != "parquet":
         return
     for split in splits:
         if split.rows > ROWS_WORTH_A_NOTE:
@@ -194,7 +197,10 @@ def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:
     path = Layout(workspace).run(run_id).plan
     if not path.exists():
         return None
-    plan = load_plan(path)
+    try:
+        plan = load_plan(path)
+    except InputError:  # damaged, or of another version: it is written anew
+        return None
     return plan if plan.plan_sha256 == digest else None
 
 
@@ -243,19 +249,25 @@ def provenance(spec_path: Path | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "host": platform.node(),
-        "spec_path": str(spec_path) if spec_path else None,
-        "git_sha": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "spec_path": str(spec_path.absolute()) if spec_path else None,
+        **_git_state(Path(__file__).parent, "git"),
+        **_git_state(spec_path.absolute().parent if spec_path else Path.cwd(), "spec_git"),
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _git(*args: str) -> str | None:
-    """Returns the output of a git command in the current folder, None outside a repository."""
+def _git_state(folder: Path, prefix: str) -> dict[str, Any]:
+    """Returns commit and dirty flag of the repository a folder lies in, None outside of one."""
+    sha = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if sha else None
+    return {f"{prefix}_sha": sha, f"{prefix}_dirty": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    """Returns the output of a git command, None where it fails: no repository, or no git."""
+    command = ["git", "-C", str(folder), *args]
     try:
-        done = subprocess.run(
-            ["git", *args], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

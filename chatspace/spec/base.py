@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from chatspace.layout import path_component
-from chatspace.spec.section import Section, Strings
+from chatspace.spec.section import NAME_PATTERN, Section, Strings
 from chatspace.spec.slurm import ContainerSection, SlurmSection
 
 Source = Literal["huggingface", "parquet", "jsonl", "csv", "arrow"]
@@ -106,11 +106,17 @@ class SlicesSection(Section):
 
 
 class RunSpec(Section):
-    """What a person wrote: the part that all kinds share."""
+    """What a person wrote: the part that all kinds share.
+
+    Attributes:
+        UNHASHED: keys of a section that a task needs, but that change no byte of a shard.
+    """
+
+    UNHASHED: ClassVar[frozenset[tuple[str, str]]] = frozenset()
 
     kind: str
     """The sort of run."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the run: letters, digits, `.`, `_` and `-`; begins the run id."""
     workspace: str | None = None
     """Root of everything that is written [$CHATSPACE_WORKSPACE, else /workspace]."""
@@ -123,5 +129,12 @@ class RunSpec(Section):
     container: ContainerSection = ContainerSection()
 
     def science(self) -> dict[str, Any]:
-        """The part that decides what the shards hold, as plain JSON; it is hashed into the plan."""
+        """The part that a task needs to make the shards, as plain JSON; it stands in the plan."""
         return self.model_dump(mode="json", exclude=set(EXECUTION_KEYS))
+
+    def hashed(self) -> dict[str, Any]:
+        """The part that decides what the shards hold, as plain JSON; it is hashed into the plan."""
+        science = self.science()
+        for section, key in self.UNHASHED:
+            del science[section][key]
+        return science

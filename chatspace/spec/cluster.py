@@ -12,6 +12,7 @@ from chatspace.spec.base import RunSpec
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
 from chatspace.spec.profiles import DEFAULT_PROFILE, ClusterProfile, GpuDirective, load_profile
+from chatspace.spec.slurm import walltime_s
 
 # Where neither spec nor profile says. A short walltime starts sooner and loses nothing: an
 # interrupted task is requeued and goes on at its next shard.
@@ -86,7 +87,8 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
 
     Raises:
         SpecError: the profile is unknown or wrong, a variable in a path is undefined, a value has a
-            line break where none can stand, or `env` holds a secret.
+            line break where none can stand, `env` holds a secret, or the grace is no shorter than the
+            walltime.
     """
     profile = load_profile(spec.slurm.profile or DEFAULT_PROFILE)
     merged = _Merged(spec, profile)
@@ -102,7 +104,7 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
         mail=_one_line(spec.slurm.mail, "slurm.mail"),
         extra=merged.extra(),
         log_dir=expand(_required_line(spec.slurm.log_dir, "slurm.log_dir"), "slurm.log_dir"),
-        grace_s=spec.slurm.grace_s,
+        grace_s=merged.grace_s(),
         max_requeues=spec.slurm.max_requeues,
         max_array_size=profile.max_array_size,
         modules=merged.modules(),
@@ -136,6 +138,17 @@ class _Merged:
         if given is None:
             given = _DEFAULTS.get(name)
         return _one_line(given, where) if isinstance(given, str) else given
+
+    def grace_s(self) -> int:
+        """Returns the grace, which must leave a task some of its walltime."""
+        grace_s, time = self.spec.slurm.grace_s, self.value("time")
+        limit = walltime_s(time)
+        if limit and grace_s >= limit:
+            raise SpecError(
+                f"Grace too long: slurm.grace_s={grace_s}; the walltime {time} is {limit} s, so a "
+                "task would be told to stop as it starts. Raise slurm.time or lower slurm.grace_s."
+            )
+        return grace_s
 
     def container(self, name: str, default: str) -> Any:
         """Returns a value of the container section."""

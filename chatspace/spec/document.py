@@ -113,19 +113,27 @@ def parse_scalar(text: str) -> Any:
     return text if number is None else number
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str, where: str) -> Any:
     """Returns the value of `text` on a command line: a scalar, a quoted text, `[a, b]` or `{a: b}`.
 
-    Text that only looks like a list or a mapping, such as the glob `[ab]*.csv`, stays text.
+    Args:
+        where: the option that holds it, as errors name it.
+
+    Raises:
+        SpecError: it begins as a list, a mapping or a quoted text and is none.
     """
     text = text.strip()
     if text[:1] not in ("[", "{", '"', "'"):
         return parse_scalar(text)
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-        return text if node is None else _Builder("").value(node, ())
-    except (yaml.YAMLError, SpecError, RecursionError):
-        return text
+        return text if node is None else _Builder(where).value(node, ())
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise SpecError(
+            f"Invalid YAML: {where}; {' '.join(problem.split())}. Correct it, or put it in quotes "
+            "within the shell's if it is text."
+        ) from error
 
 
 def _parse_number(text: str) -> int | float | None:

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from chatspace.spec.section import NAME_PATTERN
 from chatspace.spec.slurm import TIME_PATTERN
 
-_PATTERN_WORDS = {TIME_PATTERN: "a walltime such as 02:00:00, 1-12:00:00 or 90 (minutes)"}
+_PATTERN_WORDS = {
+    TIME_PATTERN: "a walltime such as 02:00:00, 1-12:00:00 or 90 (minutes)",
+    NAME_PATTERN: "letters, digits, `.`, `_` and `-`, 63 at most, a letter or digit first",
+}
 
 _OTHER_WORDS = {bool: "true or false"}
 

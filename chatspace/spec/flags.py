@@ -137,4 +137,6 @@ def _pair(flag: Flag, text: str) -> tuple[str, Any]:
             f"Invalid value: {flag.names[0]} {shown(text)}; expected KEY=VALUE. "
             f"Write it like {flag.names[0]} NAME=1."
         )
-    return name, raw if flag.key == "container.env" else parse_value(raw)
+    return name, raw if flag.key == "container.env" else parse_value(
+        raw, f"{flag.names[0]} {shown(text)}"
+    )

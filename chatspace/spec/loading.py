@@ -93,7 +93,7 @@ def _with_overrides(
         slot = slot_at(model, key)
         if slot is None:
             raise SpecError(unknown_key(_first_unknown(model, key), model, document, text))
-        _assign(values, key, _override_value(raw, slot), text)
+        _assign(values, key, _override_value(raw, slot, text), text)
     return Document(values=values, where=document.where, lines=document.lines, overrides=origins)
 
 
@@ -108,8 +108,14 @@ def _split_override(text: str) -> tuple[Key, str]:
     return key, raw
 
 
-def _override_value(raw: str, slot: Slot) -> Any:
-    value = parse_value(raw)
+def _override_value(raw: str, slot: Slot, text: str) -> Any:
+    try:
+        value = parse_value(raw, f"--set {shown(text)}")
+    except SpecError:
+        # Text that only looks like a list or a mapping, such as the glob `[ab]*.csv`.
+        if slot.is_text:
+            return raw
+        raise
     # The shell has eaten the quotes that would make `--set slurm.account=1234` text in a file.
     if slot.is_text and value is not None and not isinstance(value, str):
         return raw

@@ -58,8 +58,17 @@ def unknown_key(
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean x?` for the known name nearest to `name`, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """Returns ` Did you mean x?` for the known name nearest to `name`, else nothing.
+
+    Where none is spelt alike, a name that begins with `name` is near, then one that holds it.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    part = name.lower()
+    if not close and part:
+        close = [known for known in names if known.lower().startswith(part)]
+    if not close and len(part) > 2:  # noqa: PLR2004 (shorter ones stand in many names)
+        close = [known for known in names if part in known.lower()]
     return f" Did you mean {close[0]}?" if close else ""
 
 

@@ -14,7 +14,7 @@ from chatspace.resources import resource_dir
 from chatspace.spec.document import read_document, shown
 from chatspace.spec.loading import validate
 from chatspace.spec.problems import nearest
-from chatspace.spec.section import Section, Strings
+from chatspace.spec.section import NAME_PATTERN, Section, Strings
 from chatspace.spec.slurm import TIME_PATTERN, ContainerSection
 
 DEFAULT_PROFILE = "generic"
@@ -26,7 +26,7 @@ GpuDirective = Literal["gres", "gpus-per-task", "none"]
 class ClusterProfile(Section):
     """What is true of one cluster; a run spec's own values go before these."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the profile: letters, digits, `.`, `_` and `-`."""
     description: str | None = None
     """One line for the people who choose among profiles."""

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
 
 class Section(BaseModel):
     """Base of all that a YAML may say: unknown keys are refused, values are not converted."""

@@ -10,6 +10,27 @@ from chatspace.spec.section import Section, Strings
 
 TIME_PATTERN = r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)$"
 
+_UNITS_S = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
+
+
+def walltime_s(time: str) -> int:
+    """Returns a walltime of sbatch in seconds: `90` (minutes), `1:30:00`, `2-12`; 0 is no limit.
+
+    Source: the formats of `--time` in https://slurm.schedmd.com/sbatch.html
+    """
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    # Without days, one number is minutes and two are minutes and seconds.
+    first = "hours" if dash or len(parts) == 3 else "minutes"
+    units = list(_UNITS_S)[list(_UNITS_S).index(first) :]
+    clock = sum(_UNITS_S[unit] * part for unit, part in zip(units, parts, strict=False))
+    return clock + (int(days) * _UNITS_S["days"] if dash else 0)
+
+
+def walltime_min(time: str) -> int:
+    """Returns a walltime of sbatch in minutes, rounded up."""
+    return -(-walltime_s(time) // 60)
+
 
 class SlurmSection(Section):
     """Directives of the array job; what is not set here comes from the cluster profile."""

@@ -31,6 +31,11 @@ def the_run(project: Project) -> Any:
     return open_run(plan)
 
 
+def final_states(job: str, env: dict[str, str]) -> set[str]:
+    """Returns how the elements of a job ended; sacct may call a quick one by the job's bare id."""
+    return set(wait_for_jobs([job], JOBS_TIMEOUT_S, env).values())
+
+
 def attempts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [attempt for attempt in manifest["tasks"] if attempt["state"] == "finished"]
 
@@ -169,7 +174,7 @@ def test_task_without_the_image_fails_with_a_clear_line(
     user.write_spec(container={"image": str(user.folder / "absent.sif")})
     user.chatspace("setup", "spec.yaml")
     job = sbatch(user.folder / "embed.slurm", user.folder, env=slurm)
-    assert wait_for_jobs([job], JOBS_TIMEOUT_S, slurm) == {f"{job}_0": "FAILED"}
+    assert final_states(job, slurm) == {"FAILED"}
     assert "image cannot be read" in user.logs()
 
 
@@ -205,7 +210,7 @@ def test_hostile_folder_names_work_from_setup_to_manifest(
     user.write_spec(workspace="ws", dataset={"path": "data"})
     user.chatspace("setup", "spec.yaml")
     job = sbatch(user.folder / "embed.slurm", user.folder, env=slurm)
-    assert wait_for_jobs([job], JOBS_TIMEOUT_S, slurm) == {f"{job}_0": "COMPLETED"}, user.logs()
+    assert final_states(job, slurm) == {"COMPLETED"}, user.logs()
     assert the_run(user).manifest()["rows_embedded"] == 40
     assert [p.name for p in (user.folder / "logs").iterdir()] == [
         f"{the_run(user).run_id}-{job}_0.out"
@@ -234,13 +239,37 @@ def test_hostile_values_that_no_script_can_hold_are_refused_in_one_line(
     assert not list(user.folder.glob("*.slurm"))
 
 
-def test_submit_values_that_slurm_refuses_end_with_its_own_words(project: MakeProject) -> None:
+@pytest.mark.parametrize("key", ["account", "partition"])
+def test_submit_values_that_slurm_refuses_end_with_its_own_words_and_write_nothing(
+    key: str, project: MakeProject
+) -> None:
     user = project(rows=10)
-    user.write_spec(slurm={"account": 'no "such" $account'})
+    user.write_spec(slurm={key: 'no "such" $thing'})
     said = user.chatspace("submit", "spec.yaml", code=4)
     assert len(said.splitlines()) == 1
     assert "sbatch refused" in said
-    assert "account" in said
+    assert key in said
+    assert not list((user.folder).glob("*.slurm"))
+    assert not list((user.folder / "ws").rglob("plan.json"))
+
+
+def test_wait_ends_soon_after_all_tasks_were_cancelled(
+    project: MakeProject, slurm: dict[str, str]
+) -> None:
+    user = project(rows=10)
+    user.write_spec(slurm={"extra": {"begin": "now+1hour"}})
+    notebook = (
+        "import subprocess, chatspace\n"
+        "run = chatspace.submit('spec.yaml', executor='sbatch')\n"
+        "subprocess.run(['scancel', '--me', '--name', f'{run.run_id},{run.run_id}-gather'])\n"
+        "try: run.wait(timeout_min=5)\n"
+        "except chatspace.errors.IncompleteError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import chatspace.errors\n" + notebook],
+        cwd=user.folder, env=user.env, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert "Nothing is running any more" in done.stdout, done.stderr
 
 
 def test_submit_twice_while_jobs_are_active_is_refused(
@@ -284,7 +313,7 @@ def test_gpu_task_gets_one_of_the_cluster_s_gpus(
     user.chatspace("setup", "spec.yaml")
     assert "#SBATCH --gres=gpu:h200:1" in (user.folder / "embed.slurm").read_text()
     job = sbatch(user.folder / "embed.slurm", user.folder, env=slurm)
-    assert wait_for_jobs([job], JOBS_TIMEOUT_S, slurm) == {f"{job}_0": "COMPLETED"}, user.logs()
+    assert final_states(job, slurm) == {"COMPLETED"}, user.logs()
     (attempt,) = the_run(user).manifest()["tasks"]
     assert attempt["cuda_visible_devices"] in {"0", "1", "2", "3"}
     assert attempt["slurm"]["node"] in {"n1", "n2"}
