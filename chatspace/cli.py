@@ -66,7 +66,7 @@ def setup(
     set_: SetOption = None,
     out: OutOption = Path(),
 ) -> None:
-    """Plan a run and write its batch scripts; nothing is submitted."""
+    """Plan a run and write its batch scripts."""
     from chatspace.jobs.overview import setup_lines
 
     _say("\n".join(setup_lines(_set_up(_one_of(spec, config), set_ or [], out))))
@@ -83,7 +83,7 @@ def submit(
         bool, typer.Option("--again", help="Although jobs of the run are active.")
     ] = False,
 ) -> None:
-    """Set a run up, submit its arrays to SLURM, and a gather job behind them."""
+    """Set up and submit to SLURM, with a gather job."""
     from functools import partial
 
     from chatspace.api import Run, check_submittable
@@ -112,7 +112,7 @@ def run(
     workspace: WorkspaceOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Run everything on this machine, without SLURM and without a container."""
+    """Run everything on this machine, without SLURM."""
     done = _spec_or_run(_one_of(spec, config), set_ or [], None, workspace)
     _show_summary(done.plan, *_run_here(done, workers))
 
@@ -137,7 +137,7 @@ def gather(
     workspace: WorkspaceOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard again.")] = False,
 ) -> None:
-    """Prove that every row was done exactly once, and publish the manifest."""
+    """Prove that every row was done once, and publish."""
     from chatspace.api import open_run
     from chatspace.jobs.gather import gather_run
 
@@ -149,7 +149,7 @@ def gather(
 
 @app.command()
 def verify(run: RunArgument, workspace: WorkspaceOption = None) -> None:
-    """Read all shards again: checksums, rows, ids, vectors."""
+    """Read all shards again and compare."""
     from chatspace.api import open_run
     from chatspace.jobs.gather import verify_run
 
@@ -179,7 +179,7 @@ def status(
     "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
 })  # fmt: skip
 def embed_hf(context: typer.Context) -> None:
-    """Embed a dataset on this machine; every key of a run spec is a flag."""
+    """Embed here, with a run spec given as flags."""
     from chatspace.flag_command import parse_flags
 
     parsed = parse_flags("embed", "chatspace embed-hf", context.args)
@@ -191,7 +191,7 @@ def embed_hf(context: typer.Context) -> None:
 def schema(
     kind: Annotated[str, typer.Option("--kind", help="Kind of run.")] = "embed",
 ) -> None:
-    """Print the JSON schema of a run spec, for editors."""
+    """Print the JSON schema of run specs, for editors."""
     from chatspace.spec.schema import json_schema
 
     _say(json.dumps(json_schema(kind), indent=2))
@@ -202,7 +202,7 @@ def demo(
     workers: WorkersOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Embed about 5,000 passages of documentation with a real model, and draw them."""
+    """Embed 5,000 passages of documentation, and draw."""
     from chatspace.demo.run import prepare_demo, write_demo_map
     from chatspace.resources import resource_dir
 

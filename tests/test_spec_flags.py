@@ -93,3 +93,9 @@ def test_values_from_flags_round_trip_to_a_spec() -> None:
 def test_values_from_flags_mapping_without_equals_is_refused() -> None:
     with pytest.raises(SpecError, match="Invalid value: --env 'A'; expected KEY=VALUE"):
         values_from_flags({FLAGS["container.env"]: ("A",)})
+
+
+def test_values_from_flags_broken_flow_yaml_is_refused() -> None:
+    (flag,) = (flag for flag in iter_flags(EmbedSpec) if flag.key == "model.model_kwargs")
+    with pytest.raises(SpecError, match=rf"Invalid YAML: {flag.names[0]} 'x=\{{'; "):
+        values_from_flags({flag: ["x={"]})

@@ -320,16 +320,13 @@ def test_loading_imports_no_heavy_library() -> None:
 
 
 def test_load_spec_name_with_a_space_reads_as_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SpecError) as caught:
-        load_spec(write(tmp_path), ["name=my run"])
-    assert str(caught.value).startswith(
+    assert refused(write(tmp_path, ""), "name=my run").startswith(
         "Invalid value: --set name='my run'; expected letters, digits, `.`, `_` and `-`, "
     )
 
 
 @pytest.mark.parametrize("value", ["{", "[1, 2", '"a', "{a: 1} b", "{a: 1, a: 2}", "[" * 5000])
 def test_load_spec_override_of_broken_flow_yaml_is_refused(tmp_path: Path, value: str) -> None:
-    with pytest.raises(SpecError, match=r"--set '?\\?") as caught:
-        load_spec(write(tmp_path), [f"model.model_kwargs.x={value}"])
-    assert "\n" not in str(caught.value)
-    assert "model.model_kwargs.x=" in str(caught.value)
+    error = refused(write(tmp_path, ""), f"model.model_kwargs.x={value}")
+    assert "--set " in error
+    assert "model.model_kwargs.x=" in error

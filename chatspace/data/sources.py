@@ -138,7 +138,8 @@ def _nothing_found(path: Path, split: str, dataset: DatasetSection) -> str:
     advice = f"Did you mean source: {others[0]}?" if others else "Check the path and the split."
     return (
         f"No {dataset.source} files: {place}, split {split}; looked for {split}/, "
-        f"{split}{extension}, {split}-*{extension}, the folder has {_first_names(present)}. {advice}"
+        f"{split}{extension}, {split}-*{extension}, the folder has {_first_names(present)}. "
+        f"{advice}"
     )
 
 

@@ -114,8 +114,8 @@ class Encoder:
         self._smallest_split = n_tokens
         self.notes.append(
             f"{prefix}batches were split, down to {n_tokens} tokens, and the run went on; their "
-            f"rows were encoded in smaller batches, so their bits may differ from an undisturbed run. "
-            f"Set encode.tokens_per_batch={n_tokens} to avoid it."
+            f"rows were encoded in smaller batches, so that their bits may differ from an "
+            f"undisturbed run. Set encode.tokens_per_batch={n_tokens} to avoid it."
         )
 
 

@@ -43,15 +43,22 @@ def cached_snapshot(name: str, revision: str | None, hf_home: str | None = None)
         name: name on the hub.
         revision: branch, tag or commit; None is the main branch.
         hf_home: home of the cache [$HF_HOME].
+
+    Raises:
+        ModelError: nothing on the hub can have such a name.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     quiet()
     own = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     cache = Path(hf_home) / "hub" if hf_home and not own else own
     for candidate in _candidates(name):
         for file in ("modules.json", "config.json"):
-            found = try_to_load_from_cache(candidate, file, cache_dir=cache, revision=revision)
+            try:
+                found = try_to_load_from_cache(candidate, file, cache_dir=cache, revision=revision)
+            except HFValidationError as error:
+                raise _no_such_model(name, revision, error) from error
             if isinstance(found, str):
                 return Path(found).parent
     return None
@@ -74,9 +81,13 @@ def ask_hub(name: str, revision: str | None) -> HubAnswer:
         if isinstance(answer, HubAnswer):
             return answer
         refusals.append(answer)
+    raise _no_such_model(name, revision, refusals[-1])
+
+
+def _no_such_model(name: str, revision: str | None, error: Exception) -> ModelError:
     place = f"model.name={name}" + (f", model.revision={revision}" if revision else "")
-    raise ModelError(
-        f"No such model: {place}; {_reason(refusals[-1])}. Check name and revision, write a local "
+    return ModelError(
+        f"No such model: {place}; {_reason(error)}. Check name and revision, write a local "
         f"folder as /... or ./..., or log in with `hf auth login` if the model is private."
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,8 +114,14 @@ def reading_steps(plan: Plan) -> list[str]:
     split = json.dumps(plan.splits[0].name, ensure_ascii=False) if len(plan.splits) > 1 else ""
     return [
         f"python: chatspace.open_run({run}).vectors({split})",
-        f"chatspace verify {shlex.quote(folder)}",
+        f"{_program()} verify {shlex.quote(folder)}",
     ]
+
+
+def _program() -> str:
+    """Returns how the command line is called from here, also where it is not on the PATH."""
+    beside = Path(sys.executable).with_name("chatspace")
+    return "chatspace" if shutil.which("chatspace") else shlex.quote(shown_path(beside))
 
 
 def running_lines(done: SetUp) -> list[str]:

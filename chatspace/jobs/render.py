@@ -17,9 +17,11 @@ from chatspace.kinds import KINDS
 from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.resources import resource_dir
+from chatspace.spec.slurm import walltime_min
 
 # SLURM's own default: https://slurm.schedmd.com/slurm.conf.html#OPT_MaxArraySize
 DEFAULT_MAX_ARRAY_SIZE = 1001
+GATHER_TIME_MIN = 60
 # How the second line of every rendered script begins; setup knows its own scripts by it.
 RENDERED_BY = "# chatspace "
 RENDERED_DIRECTIVES = frozenset(
@@ -106,7 +108,9 @@ def render_gather(plan: Plan) -> str:
         SpecError: a value that no batch script can hold.
     """
     # It reads manifests: any node does, and a GPU node would be wasted on it.
-    lean = {"constraint": None, "time": "01:00:00", "mem_gb": 4, "cpus_per_task": 2, "nv": False}
+    time = plan.cluster["time"]
+    time = time if walltime_min(time) < GATHER_TIME_MIN else str(GATHER_TIME_MIN)
+    lean = {"constraint": None, "time": time, "mem_gb": 4, "cpus_per_task": 2, "nv": False}
     cluster = {**plan.cluster, **lean}
     directives = {
         "job-name": f"{plan.run_id}-gather",

@@ -56,7 +56,8 @@ class RunStatus:
     """How far a run is.
 
     Attributes:
-        jobs: number of array elements by SLURM state; empty where nothing was submitted to SLURM.
+        jobs: number of elements of all submitted jobs by SLURM state, the gather job counted;
+            empty where nothing was submitted to SLURM.
         tasks: number of slices by their last event.
         failures: last error of each slice whose last execution failed.
     """
@@ -121,9 +122,21 @@ def render_status(status: RunStatus) -> RenderableType:
         if counts:
             states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
             lines.append(Text(f"{name}: {states}"))
-    lines += [Text(f"failed: {label}: {error}", "red") for label, error in status.failures.items()]
+    lines += [Text(line, "red") for line in _grouped(status.failures)]
     lines += [Text(f"manifest: {s.manifest}") for s in status.splits if s.manifest]
     return Group(lines[0], table, *lines[1:])
+
+
+def _grouped(failures: dict[str, str]) -> list[str]:
+    """Returns a line for each kind of failure, with one slice as the example."""
+    examples: dict[str, str] = {}
+    for label, error in failures.items():
+        examples.setdefault(error, label)
+    counts = Counter(failures.values())
+    return [
+        f"failed: {counts[error]} slices, such as {label}: {error}"
+        for error, label in examples.items()
+    ]
 
 
 def _splits(plan: Plan) -> tuple[SplitStatus, ...]:

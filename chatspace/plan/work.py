@@ -14,7 +14,7 @@ from chatspace.shards.records import ShardRecord, ShardSpan
 
 
 class StopRequest:
-    """Set by a signal handler, read by the stages; re-entrant, the first request sets the time."""
+    """Set by a signal handler, read by the stages; later requests only shorten the time."""
 
     def __init__(self) -> None:
         self._deadline_s: float | None = None

@@ -87,8 +87,8 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
 
     Raises:
         SpecError: the profile is unknown or wrong, a variable in a path is undefined, a value has a
-            line break where none can stand, `env` holds a secret, or the grace is no shorter than the
-            walltime.
+            line break where none can stand, `env` holds a secret, or the grace is not shorter than
+            the walltime.
     """
     profile = load_profile(spec.slurm.profile or DEFAULT_PROFILE)
     merged = _Merged(spec, profile)

@@ -117,6 +117,7 @@ def parse_value(text: str, where: str) -> Any:
     """Returns the value of `text` on a command line: a scalar, a quoted text, `[a, b]` or `{a: b}`.
 
     Args:
+        text: what stands after the `=`.
         where: the option that holds it, as errors name it.
 
     Raises:

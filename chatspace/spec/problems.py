@@ -66,9 +66,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     part = name.lower()
     if not close and part:
-        close = [known for known in names if known.lower().startswith(part)]
-    if not close and len(part) > 2:  # noqa: PLR2004 (shorter ones stand in many names)
-        close = [known for known in names if part in known.lower()]
+        close = [other for other in names if other.lower().startswith(part)]
+    if not close and len(part) > 2:
+        close = [other for other in names if part in other.lower()]
     return f" Did you mean {close[0]}?" if close else ""
 
 
