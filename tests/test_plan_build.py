@@ -236,6 +236,9 @@ def test_build_plan_duplicate_ids_of_csv_are_refused_with_nothing_written(
     with pytest.raises(InputError, match=r"'x' in .*/ids\.csv:2 and in .*/ids\.csv:4"):
         plan(dataset=dataset)
     assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InputError, match=r"output\.keep_columns='body'; .*/ids\.csv has text, key"):
+        plan(dataset={**dataset, "id_field": None}, output={"keep_columns": ["body"]})
+    assert sorted(tmp_path.rglob("*")) == before
     assert plan(dataset={**dataset, "max_rows": 2}).splits[0].rows == 2
 
 

@@ -229,3 +229,8 @@ def test_resolve_cluster_grace_longer_than_the_walltime_of_the_profile_is_refuse
 def test_resolve_cluster_grace_shorter_or_no_limit_is_taken(grace_s: int, time: str) -> None:
     spec = make_spec(slurm={"grace_s": grace_s, "time": time})
     assert resolve_cluster(spec).grace_s == grace_s
+
+
+@pytest.mark.parametrize(("time", "grace_s"), [("1", 15), ("4", 60), ("08:00", 120), ("0", 120)])
+def test_resolve_cluster_grace_not_given_fits_the_walltime(time: str, grace_s: int) -> None:
+    assert resolve_cluster(make_spec(slurm={"time": time})).grace_s == grace_s

@@ -42,6 +42,8 @@ _PART_BYTES = 1 << 30
 _GROUP_BYTES = 64 << 20
 _GROUP_ROWS = 65536
 
+_ColumnCheck = Callable[[pa.Schema, Path], None]
+
 _READERS: dict[str, Callable[[Sequence[Path]], Table]] = {
     "jsonl": read_jsonl,
     "csv": read_csv,
@@ -66,8 +68,22 @@ class StagedSplit:
     revision: str | None
 
 
-def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str) -> StagedSplit:
+def stage_split(
+    dataset: DatasetSection,
+    split: str,
+    workspace: Path,
+    label: str,
+    *,
+    keep_columns: Sequence[str] = (),
+) -> StagedSplit:
     """Returns one split as Parquet files, converting it first where it is not.
+
+    Args:
+        dataset: what to stage.
+        split: name of the split.
+        workspace: root of what is written.
+        label: name of the dataset in paths.
+        keep_columns: further columns that must exist in what is converted.
 
     Raises:
         InputError: a source is missing, damaged, empty, or lacks a column; an id is null or stands
@@ -78,12 +94,15 @@ def stage_split(dataset: DatasetSection, split: str, workspace: Path, label: str
         files = find_files(dataset, split)
         return StagedSplit(files=files, identity=_identity(files), revision=None)
     folder = Layout(workspace).staged() / split_label(label, split)
+    check = partial(_check_columns, dataset=dataset, keep_columns=keep_columns)
     if dataset.source == "huggingface":
-        return _stage_hub(dataset, split, folder)
-    return _stage_local(dataset, find_files(dataset, split), folder)
+        return _stage_hub(dataset, split, folder, check)
+    return _stage_local(dataset, find_files(dataset, split), folder, check)
 
 
-def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> StagedSplit:
+def _stage_local(
+    dataset: DatasetSection, paths: list[Path], folder: Path, check: _ColumnCheck
+) -> StagedSplit:
     home = str(_common_folder(paths))
     record = _read_record(folder)
     ids = _Ids(dataset, partial(row_place, dataset.source, paths))
@@ -98,7 +117,7 @@ def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> St
         _refuse_another_dataset(record, dataset.source, home, folder)
         log.info("restaging folder=%s reason=changed files=%s", folder, _changes(record, identity))
     table = _READERS[dataset.source](paths)
-    _check_columns(table.schema, dataset, paths[0])
+    check(table.schema, paths[0])
     about = {
         "source": dataset.source,
         "folder": home,
@@ -109,7 +128,9 @@ def _stage_local(dataset: DatasetSection, paths: list[Path], folder: Path) -> St
     return _staged(folder, _write(folder, table, about, ids))
 
 
-def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit:
+def _stage_hub(
+    dataset: DatasetSection, split: str, folder: Path, check: _ColumnCheck
+) -> StagedSplit:
     what = {"name": dataset.name, "subset": dataset.subset, "split": split}
     ids = _Ids(dataset, lambda row: f"row {row} of {shown(dataset.name)}, split {split}")
     record = _read_record(folder)
@@ -123,7 +144,7 @@ def _stage_hub(dataset: DatasetSection, split: str, folder: Path) -> StagedSplit
             return _staged_before(folder, record, ids)
         log.info("restaging folder=%s reason=changed revision=%s", folder, revision)
     table, revision = read_hub(dataset, split, revision)
-    _check_columns(table.schema, dataset, Path(str(dataset.name)))
+    check(table.schema, Path(str(dataset.name)))
     about = {
         "source": "huggingface",
         "folder": dataset.name,
@@ -184,7 +205,9 @@ def _staged(folder: Path, record: dict[str, Any]) -> StagedSplit:
     )
 
 
-def _check_columns(schema: pa.Schema, dataset: DatasetSection, path: Path) -> None:
+def _check_columns(
+    schema: pa.Schema, path: Path, *, dataset: DatasetSection, keep_columns: Sequence[str]
+) -> None:
     """Refuses before anything is written what the inventory would refuse after."""
     if not schema.names:
         raise InputError(
@@ -195,6 +218,8 @@ def _check_columns(schema: pa.Schema, dataset: DatasetSection, path: Path) -> No
     if dataset.id_field is not None:
         id_type = check_column(schema, dataset.id_field, path, "dataset.id_field")
         check_id_column(id_type, dataset.id_field, path)
+    for name in keep_columns:
+        check_column(schema, name, path, "output.keep_columns")
 
 
 def _write(folder: Path, table: Table, about: dict[str, Any], ids: _Ids) -> dict[str, Any]:

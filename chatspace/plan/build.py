@@ -110,7 +110,7 @@ def _plan_split(
     dataset, label = spec.dataset, dataset_label(spec.dataset)
     if dataset.source != "parquet":
         note(f"Staging {label}/{name} as Parquet below {Layout(workspace).staged()}")
-    staged = stage_split(dataset, name, workspace, label)
+    staged = stage_split(dataset, name, workspace, label, keep_columns=spec.output.keep_columns)
     files = inventory(
         staged.files,
         dataset.text_field,

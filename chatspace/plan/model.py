@@ -66,7 +66,7 @@ class Plan:
     """A resolved, hashed run spec.
 
     Attributes:
-        spec: the scientific part of the run spec (`RunSpec.science()`); hashed.
+        spec: the scientific part of the run spec (`RunSpec.science()`); its `hashed()` is.
         model: what the model is: name, label in paths, fingerprint of its files; hashed.
         cluster: resolved SLURM and container settings; they do not change the hash.
         created_at: when the run was first planned, ISO 8601, UTC; stands in every row.

@@ -143,6 +143,8 @@ class _Merged:
         """Returns the grace, which must leave a task some of its walltime."""
         grace_s, time = self.spec.slurm.grace_s, self.value("time")
         limit = walltime_s(time)
+        if limit and "grace_s" not in self.spec.slurm.model_fields_set:
+            return min(grace_s, limit // 4)
         if limit and grace_s >= limit:
             raise SpecError(
                 f"Grace too long: slurm.grace_s={grace_s}; the walltime {time} is {limit} s, so a "

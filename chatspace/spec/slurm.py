@@ -58,7 +58,8 @@ class SlurmSection(Section):
     log_dir: str = "logs"
     """Folder of the job logs, relative to where the job was set up."""
     grace_s: int = Field(120, ge=0)
-    """Seconds before the walltime at which a task is told to finish its shard and stop."""
+    """Seconds before the walltime at which a task is told to finish its shard and stop [120, or a
+    quarter of a walltime below 8 minutes]."""
     max_requeues: int = Field(20, ge=0)
     """How often an interrupted array task is put back into the queue."""
 
