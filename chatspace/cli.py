@@ -228,8 +228,9 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except UsageError as error:
         text, context = error.format_message(), error.ctx
-        more = f" See `{context.command_path} --help`." if context and "\n" not in text else ""
-        _fail(text + more, ExitCode.USER_INPUT)
+        if context and "\n" not in text:
+            text = f"{text.rstrip('.')}. See `{context.command_path} --help`."
+        _fail(text, ExitCode.USER_INPUT)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted. Run it again.", ExitCode.INTERRUPTED)
 

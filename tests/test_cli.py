@@ -175,3 +175,16 @@ def test_run_failing_slice_says_why_and_where_its_log_is(
     done = chatspace("run", str(run_folder(tmp_path)))
     assert done.returncode == ExitCode.USER_INPUT
     assert "train.parquet" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words", [("nope",), ("setup", "--nope"), ("run", "x.yaml", "--workers", "none"), ("status",)]
+)
+def test_usage_errors_are_one_line_with_exit_code_2(
+    words: tuple[str, ...], chatspace: Command
+) -> None:
+    done = chatspace(*words)
+    assert done.returncode == ExitCode.USER_INPUT
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("chatspace: ")
+    assert "--help`." in done.stderr
