@@ -132,11 +132,12 @@ def _grouped(failures: dict[str, str]) -> list[str]:
     examples: dict[str, str] = {}
     for label, error in failures.items():
         examples.setdefault(error, label)
-    counts = Counter(failures.values())
-    return [
-        f"failed: {counts[error]} slices, such as {label}: {error}"
-        for error, label in examples.items()
-    ]
+    lines = []
+    for error, label in examples.items():
+        n_slices = sum(other == error for other in failures.values())
+        several = f"{n_slices} slices, such as " if n_slices > 1 else ""
+        lines.append(f"failed: {several}{label}: {error}")
+    return lines
 
 
 def _splits(plan: Plan) -> tuple[SplitStatus, ...]:

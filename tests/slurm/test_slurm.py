@@ -261,7 +261,8 @@ def test_wait_ends_soon_after_all_tasks_were_cancelled(
     notebook = (
         "import subprocess, chatspace\n"
         "run = chatspace.submit('spec.yaml', executor='sbatch')\n"
-        "subprocess.run(['scancel', '--me', '--name', f'{run.run_id},{run.run_id}-gather'])\n"
+        "for name in (run.run_id, f'{run.run_id}-gather'):\n"
+        "    subprocess.run(['scancel', '--me', '--name', name], check=True)\n"
         "try: run.wait(timeout_min=5)\n"
         "except chatspace.errors.IncompleteError as error: print(error)\n"
     )
