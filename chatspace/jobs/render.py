@@ -276,12 +276,7 @@ def _command(plan: Plan) -> str:
     """Returns the start of the task's command line, up to `-m chatspace`."""
     cluster = plan.cluster
     if cluster["image"] and cluster["venv"]:
-        inside = shlex.quote(
-            '[[ -r $0/bin/activate ]] || { echo "chatspace: no virtual environment at $0 in the '
-            'container; check container.venv and container.binds" >&2; exit 4; }; '
-            'source "$0/bin/activate"; exec "$@"'
-        )
-        return f'"${{container[@]}}" bash -c {inside} "$venv" python -m chatspace'
+        return '"${container[@]}" bash -c "$activate" "$venv" python -m chatspace'
     if cluster["image"]:
         return '"${container[@]}" python3 -m chatspace'
     if cluster["venv"] or cluster["setup"]:
