@@ -75,7 +75,7 @@ class Run:
     def wait(self, timeout_min: float = 60.0) -> Run:
         """Returns when every split is gathered.
 
-        Looks at the disk often and asks SLURM at most once in half a minute.
+        Looks at the disk and asks SLURM in pauses that grow to half a minute.
 
         Raises:
             TimeoutError: it is not complete after `timeout_min` minutes; it goes on running.
@@ -96,12 +96,11 @@ class Run:
 
     def is_complete(self) -> bool:
         """Tells whether every split was gathered and all its shards are there."""
-        return all(read_manifest(self.plan, split) is not None for split in self.plan.splits) and (
-            all(
-                count_shards(Path(self.plan.workspace) / split.output_dir, split.n_shards)
-                == split.n_shards
-                for split in self.plan.splits
-            )
+        root = Path(self.plan.workspace)
+        return all(
+            read_manifest(self.plan, split) is not None
+            and count_shards(root / split.output_dir, split.n_shards) == split.n_shards
+            for split in self.plan.splits
         )
 
     def _check_still_active(self) -> None:

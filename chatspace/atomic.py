@@ -11,8 +11,6 @@ from pathlib import Path
 
 from chatspace.errors import OutputError
 
-TEMP_GLOB = ".*.tmp"
-
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BROKEN = {errno.EIO, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}

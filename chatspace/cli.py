@@ -274,7 +274,7 @@ def _write_set_up(
         overrides=overrides or (),
         out=out and out.absolute(),
         note=_say,
-        **({"check": check} if check else {}),
+        check=check,
     )
 
 

@@ -55,7 +55,7 @@ def set_up(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
-    check: Callable[[Plan, Mapping[str, str]], None] = lambda plan, scripts: None,
+    check: Callable[[Plan, Mapping[str, str]], None] | None = None,
 ) -> SetUp:
     """Plans a run and writes `plan.json`, `spec.yaml` and the scripts.
 
@@ -75,7 +75,8 @@ def set_up(
     """
     plan = plan_run(spec, spec_path=spec_path, note=note)
     texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
-    check(plan, texts)
+    if check is not None:
+        check(plan, texts)
     plan = replace(plan, cluster={**plan.cluster, "image_sha256": _image_sha256(plan, note)})
     run = Layout(Path(plan.workspace)).run(plan.run_id)
     done = _write_scripts(plan, texts, out, plan_notes(plan, spec))
