@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatspace.hf_embed.bucketing import Buckets, Budget, plan_batches
+from chatspace.hf_embed.bucketing import (
+    Buckets,
+    Budget,
+    equal_lengths,
+    plan_batches,
+    plan_packs,
+)
 
 buckets_of = st.builds(
     lambda low, ratio, extra: Buckets(min_tokens=low, max_tokens=low * ratio, limit=low + extra),
@@ -54,16 +62,43 @@ def test_plan_batches_holds_each_row_once_within_its_budget(
     lengths = np.array(data.draw(st.lists(st.integers(0, buckets.limit), max_size=60)), np.int64)
     batches = plan_batches(lengths, buckets=buckets, budget=budget, trim_to=trim_to)
     rows = [row for batch in batches for row in batch.rows]
-    assert sorted(rows) == list(range(len(lengths)))
+    assert sorted(rows) == np.flatnonzero(lengths).tolist()
     for batch in batches:
         in_batch = lengths[batch.rows]
         assert len({buckets.width(int(n)) for n in in_batch}) == 1
+        assert batch.width is not None
         assert in_batch.max() <= batch.width <= buckets.width(int(in_batch.max()))
         assert budget.rows is None or len(batch.rows) <= budget.rows
         assert (
             budget.tokens is None or len(batch.rows) == 1 or batch.n_padded_tokens <= budget.tokens
         )
         assert trim_to is not None or batch.width == buckets.width(int(in_batch.max()))
+
+
+@given(budgets, st.lists(st.integers(0, 300), max_size=60))
+def test_plan_packs_holds_each_row_once_within_its_budget(budget: Budget, n: list[int]) -> None:
+    lengths = np.array(n, np.int64)
+    batches = plan_packs(lengths, budget)
+    rows = [row for batch in batches for row in batch.rows]
+    assert sorted(rows) == np.flatnonzero(lengths).tolist()
+    assert (np.diff(lengths[rows]) <= 0).all()
+    for batch in batches:
+        assert batch.width is None and batch.n_padded_tokens == lengths[batch.rows].sum()
+        assert budget.rows is None or len(batch.rows) <= budget.rows
+        assert (
+            budget.tokens is None or len(batch.rows) == 1 or batch.n_padded_tokens <= budget.tokens
+        )
+    # None could have taken the first row of the next: no batch is smaller than it need be.
+    for batch, following in pairwise(batches):
+        more = batch.n_padded_tokens + lengths[following.rows[0]]
+        assert (budget.tokens or 0) < more or len(batch.rows) == budget.rows
+
+
+@given(st.lists(st.integers(1, 5), max_size=30))
+def test_equal_lengths_counts_runs(n: list[int]) -> None:
+    groups = equal_lengths(np.array(n, np.int64))
+    assert [length for n_rows, length in groups for _ in range(n_rows)] == n
+    assert all(a[1] != b[1] for a, b in pairwise(groups))
 
 
 @given(buckets_of, budgets, st.data())

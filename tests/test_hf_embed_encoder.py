@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed import loading
-from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.hf_embed.bucketing import Buckets, Budget, packed, padded
 from chatspace.hf_embed.compiling import warm_up
 from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.loading import load_encoder
@@ -66,7 +66,7 @@ def load(folder: Path, **options: Any) -> Encoder:
 def vectors_of(encoder: Encoder, texts: list[str]) -> np.ndarray:
     tokens = encoder.tokenizer.tokenize(texts, check=go_on)
     vectors = np.full((len(texts), encoder.dim), np.nan, np.float32)
-    for batch in encoder.plan(tokens):
+    for batch in encoder.plan(tokens):  # one after the other, where `embed` has workers
         vectors[batch.rows] = encoder.encode(tokens, batch)
     return vectors
 
@@ -114,10 +114,10 @@ def test_vectors_exclude_the_prompt_where_the_pooling_does(
 
 @pytest.mark.parametrize("kind", ["bert-cls", "qwen3-last"])
 def test_vectors_do_not_depend_on_the_padding(kind: str, tiny: dict[str, Path]) -> None:
-    encoder = load(tiny[kind])
+    encoder = load(tiny[kind], encode=EncodeSection(batching="buckets"))
     tokens = encoder.tokenizer.tokenize(some_texts(6)[:6], check=go_on)
     batch = encoder.plan(tokens)[0]
-    wide = type(batch)(rows=batch.rows, width=encoder.buckets.limit)
+    wide = padded(batch.rows, encoder.buckets.limit)
     assert min_cosine(encoder.encode(tokens, batch), encoder.encode(tokens, wide)) > 0.999999
 
 
@@ -164,8 +164,8 @@ def test_tokens_of_a_huge_text_are_those_of_the_whole_text(
     assert isinstance(tokenizer, FastTokenizer)
     fast = tokenizer.tokenize([whole, "short"], check=go_on)
     exact = tokenizer._encode_whole([whole])[0]
-    rows = np.array([0])
-    found = fast.features(rows, int(fast.lengths[0]))["input_ids"][0].tolist()
+    batch = packed(np.array([0]), fast.lengths)
+    found = fast.features(batch)["input_ids"][0].tolist()
     assert found == tokenizer._frame(exact).tolist()
     assert fast.truncated.tolist() == [len(exact) > tokenizer.room, False]
     assert tokenizer.count(whole) == len(exact) + tokenizer.n_special
@@ -196,18 +196,23 @@ def test_library_tokenizer_gives_the_same_vectors(
     assert a.truncated.tolist() == b.truncated.tolist()
 
 
-def test_row_without_tokens_gives_what_an_all_masked_row_gives(tiny: dict[str, Path]) -> None:
-    encoder = load(tiny["bert-mean"])
+@pytest.mark.parametrize("batching", ["pack", "buckets"])
+def test_row_without_tokens_gets_zeros_and_leaves_the_others_alone(
+    batching: str, tiny: dict[str, Path]
+) -> None:
+    encoder = load(tiny["bert-cls"], encode=EncodeSection(batching=batching))
     tokens = encoder.tokenizer.tokenize(["a", "b"], check=go_on)
     empty = type(tokens)(
-        ids=tokens.ids[: tokens.lengths[0]],
-        starts=np.array([0, tokens.lengths[0], tokens.lengths[0]]),
-        lengths=np.array([tokens.lengths[0], 0]),
+        ids=tokens.ids,
+        starts=np.array([0, tokens.starts[1], tokens.starts[1], tokens.starts[2]]),
+        lengths=np.array([tokens.lengths[0], 0, tokens.lengths[1]]),
         truncated=tokens.truncated,
         padding=tokens.padding,
     )
-    vectors = encoder.encode(empty, encoder.plan(empty)[0])
-    assert np.isfinite(vectors).all() and np.linalg.norm(vectors[1]) == 0
+    batches = encoder.plan(empty)
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 2]
+    found = np.concatenate([encoder.encode(empty, batch) for batch in batches])
+    assert min_cosine(found, vectors_of(encoder, ["a", "b"])) > 0.999999
 
 
 # Memory

@@ -18,6 +18,7 @@ import pytest
 from chatspace.errors import InputError, ModelError, OutputError
 from chatspace.hf_embed.flow import Channel, ClosedError, Flow
 from chatspace.hf_embed.metrics import StageClock
+from chatspace.hf_embed.packing import PACKED
 from chatspace.hf_embed.work import embed_slice, run_slice
 from chatspace.plan.model import Plan, Slice, SplitPlan
 from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
@@ -161,11 +162,12 @@ def test_slice_measures_stages_tokens_and_what_it_ran_on(model: Path) -> None:
     outcome = slicer.run()
     assert set(outcome.stages) == {"loader", "encoder", "writer"}
     assert all(times.busy_s > 0 and times.idle_s >= 0 for times in outcome.stages.values())
-    assert outcome.n_padded_tokens >= outcome.n_tokens > 0
+    assert outcome.n_padded_tokens == outcome.n_tokens > 0
     assert outcome.elapsed_s > outcome.setup_s > 0
     facts = outcome.runtime
     assert facts["embedding_dim"] == 64 and facts["max_tokens"] == 128
-    assert facts["attention_impl"] == "sdpa" and facts["dtype"] == "float32"
+    assert facts["attention_impl"] == PACKED and facts["dtype"] == "float32"
+    assert facts["batching"] == "pack" and facts["workers"] == facts["threads"]
     assert facts["tokens_per_batch"] == 512 and facts["threads"] == 1 and facts["torch"]
     last = slicer.reports[-1]
     assert last == Progress(

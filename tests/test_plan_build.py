@@ -85,7 +85,7 @@ def test_build_plan_survives_its_file(plan: Planner, tmp_path: Path) -> None:
         {"slurm": {"time": "3-00:00:00", "account": "physics", "max_requeues": 3}},
         {"slurm": {"profile": "local"}},
         {"container": {"env": {"A": "b"}}},
-        {"encode": {"prefetch_batches": 9}},
+        {"encode": {"prefetch_shards": 9}},
     ],
     ids=str,
 )
@@ -96,7 +96,7 @@ def test_build_plan_other_execution_is_the_same_run(
 
 
 def test_build_plan_unhashed_value_still_stands_in_the_plan(plan: Planner) -> None:
-    assert plan(encode={"prefetch_batches": 9}).spec["encode"]["prefetch_batches"] == 9
+    assert plan(encode={"prefetch_shards": 9}).spec["encode"]["prefetch_shards"] == 9
 
 
 def test_build_plan_other_workspace_is_the_same_run(plan: Planner, tmp_path: Path) -> None:

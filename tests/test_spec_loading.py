@@ -96,9 +96,9 @@ def test_load_spec_byte_order_mark_is_ignored(tmp_path: Path) -> None:
 def test_load_spec_unknown_key_names_line_known_keys_and_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, "encode:\n  tokn_per_batch: 5\n")
     assert refused(path) == (
-        f"Unknown key: {path}:5 encode.tokn_per_batch; known: tokens_per_batch, batch_size, "
-        "bucket_min_tokens, bucket_max_tokens, compile, compile_mode, normalize, "
-        "prefetch_batches. Did you mean tokens_per_batch?"
+        f"Unknown key: {path}:5 encode.tokn_per_batch; known: batching, tokens_per_batch, "
+        "batch_size, bucket_min_tokens, bucket_max_tokens, compile, compile_mode, normalize, "
+        "workers, prefetch_shards. Did you mean tokens_per_batch?"
     )
 
 

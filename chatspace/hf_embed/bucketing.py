@@ -1,4 +1,7 @@
-"""Which rows share a forward pass and how far they are padded: a function of lengths alone.
+"""Which rows share a forward pass: a function of their lengths alone.
+
+Packed, rows of about the same length are joined end to end, and nothing is padded. In buckets, rows
+are padded to one of a few lengths:
 
     bucket_min_tokens = 16, bucket_max_tokens = 128, limit = 300
 
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+Group = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +83,69 @@ class Batch:
     """The rows of one forward pass.
 
     Attributes:
-        rows: positions in the shard, (n_rows,).
-        width: tokens that each of them is padded to.
+        rows: positions in the shard, longest row first, (n_rows,).
+        width: tokens that each row is padded to; None if they are packed, without padding.
+        n_padded_tokens: tokens that the forward pass computes.
     """
 
     rows: IntArray
-    width: int
+    width: int | None
+    n_padded_tokens: int
 
-    @property
-    def n_padded_tokens(self) -> int:
-        """Tokens that the forward pass computes."""
-        return len(self.rows) * self.width
+    def halves(self, lengths: IntArray) -> tuple[Batch, Batch]:
+        """Returns two batches of half the rows each; `lengths` are those of the shard's rows."""
+        middle = len(self.rows) // 2
+        first, second = self.rows[:middle], self.rows[middle:]
+        if self.width is None:
+            return packed(first, lengths), packed(second, lengths)
+        return padded(first, self.width), padded(second, self.width)
+
+
+def padded(rows: IntArray, width: int) -> Batch:
+    """Returns a batch whose rows are padded to `width` tokens."""
+    return Batch(rows=rows, width=width, n_padded_tokens=len(rows) * width)
+
+
+def packed(rows: IntArray, lengths: IntArray) -> Batch:
+    """Returns a batch whose rows are joined; `lengths` are those of the shard's rows."""
+    return Batch(rows=rows, width=None, n_padded_tokens=int(lengths[rows].sum()))
+
+
+def equal_lengths(lengths: IntArray) -> list[Group]:
+    """Returns (number of rows, length) of each run of rows with the same length."""
+    return [(len(list(run)), length) for length, run in groupby(lengths.tolist())]
+
+
+def plan_packs(lengths: IntArray, budget: Budget) -> list[Batch]:
+    """Puts each row that has tokens into exactly one batch of joined rows.
+
+    Args:
+        lengths: real tokens of each row, (n_rows,).
+        budget: the size of a batch; a row above it is a batch of its own.
+
+    Returns:
+        Batches from the longest rows to the shortest, as `plan_batches` gives them.
+    """
+    order = _longest_first(lengths)
+    ends = np.cumsum(lengths[order])  # (n_rows,)
+    batches: list[Batch] = []
+    start = 0
+    while start < len(order):
+        if budget.rows is not None:
+            stop = start + budget.rows
+        else:
+            assert budget.tokens is not None
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + budget.tokens, side="right"))
+        batches.append(packed(order[start : max(stop, start + 1)], lengths))
+        start = max(stop, start + 1)
+    return batches
 
 
 def plan_batches(
     lengths: IntArray, *, buckets: Buckets, budget: Budget, trim_to: int | None = None
 ) -> list[Batch]:
-    """Puts each row of a shard into exactly one batch; no batch holds rows of two buckets.
+    """Puts each row that has tokens into exactly one batch; no batch holds rows of two buckets.
 
     Args:
         lengths: real tokens of each row, (n_rows,).
@@ -106,17 +157,23 @@ def plan_batches(
     Returns:
         Batches from the longest rows to the shortest, so that a lack of memory shows at the start.
     """
-    # A stable sort: rows of equal length keep their order, whatever numpy does inside.
-    order = np.argsort(-lengths, kind="stable")  # (n_rows,)
+    order = _longest_first(lengths)
     known, which = np.unique(lengths, return_inverse=True)
     bucket_of = np.array([buckets.width(int(n)) for n in known], dtype=np.int64)[which]  # (n_rows,)
     batches: list[Batch] = []
     start = 0
     while start < len(order):
         longest, bucket = int(lengths[order[start]]), int(bucket_of[order[start]])
-        width = bucket if trim_to is None else min(bucket, max(1, -(-longest // trim_to)) * trim_to)
+        width = bucket if trim_to is None else min(bucket, -(-longest // trim_to) * trim_to)
         rows = order[start : start + budget.n_rows(width)]
         rows = rows[bucket_of[rows] == bucket]  # a prefix, since the rows are sorted
-        batches.append(Batch(rows=rows, width=width))
+        batches.append(padded(rows, width))
         start += len(rows)
     return batches
+
+
+def _longest_first(lengths: IntArray) -> IntArray:
+    """Returns the rows that have tokens, by length; those of equal length keep their order."""
+    # A stable sort, so that the order is the same whatever numpy does inside.
+    order = np.argsort(-lengths, kind="stable")
+    return order[: np.count_nonzero(lengths)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chatspace.hf_embed.bucketing import Batch
+from chatspace.hf_embed.bucketing import padded
 from chatspace.hf_embed.encoder import Encoder, Forward
 from chatspace.hf_embed.tokens import FastTokenizer, Features
 
@@ -52,4 +52,4 @@ def warm_up(encoder: Encoder) -> None:
     for width in reversed(list(encoder.buckets.widths())):
         n_rows = max(_MIN_ROWS, encoder.budget.n_rows(width))
         tokens = tokenizer.made_up(n_rows, width)
-        encoder.encode(tokens, Batch(rows=np.arange(n_rows), width=width))
+        encoder.encode(tokens, padded(np.arange(n_rows), width))

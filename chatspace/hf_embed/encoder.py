@@ -1,8 +1,15 @@
-"""The encoder of a slice: batches of tokens in, vectors out, whatever the memory allows."""
+"""The encoder of a slice: batches of tokens in, vectors out, whatever the memory allows.
+
+Several forward passes run at the same time, each in a thread of its own. On a CPU each has one
+core, which beats one pass on all of them: small layers do not divide well. On a GPU there are two,
+on one stream: while the device works at one batch, the next is made and handed over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from chatspace.errors import ModelError
-from chatspace.hf_embed.bucketing import Batch, Buckets, Budget, plan_batches
+from chatspace.hf_embed.bucketing import Batch, Buckets, Budget, plan_batches, plan_packs
 from chatspace.hf_embed.tokens import Features, RowTokenizer, Tokens
 
 FloatArray = npt.NDArray[np.float32]
@@ -30,8 +37,11 @@ class Encoder:
         device: where the model is.
         dim: length of the vectors.
         max_tokens: longest row in tokens; None if the model has no limit.
+        packs: the model takes joined rows; else padded ones.
         trim_to: see `plan_batches`.
         normalize: scale vectors to length one.
+        workers: forward passes at the same time.
+        threads: CPU threads that all of them may use together.
         runtime: what is really used, for the manifests.
         notes: what the user should know, one line each.
     """
@@ -43,19 +53,57 @@ class Encoder:
     max_tokens: int | None
     buckets: Buckets
     budget: Budget
+    packs: bool = False
     trim_to: int | None = None
     normalize: bool = False
+    workers: int = 1
+    threads: int = 1
     runtime: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _smallest_split: int | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
 
     def plan(self, tokens: Tokens) -> list[Batch]:
-        """Returns the batches of a shard."""
+        """Returns the batches of a shard; rows without tokens are in none of them."""
+        if self.packs:
+            return plan_packs(tokens.lengths, self.budget)
         return plan_batches(
             tokens.lengths, buckets=self.buckets, budget=self.budget, trim_to=self.trim_to
         )
 
-    def encode(self, tokens: Tokens, batch: Batch, features: Features | None = None) -> FloatArray:
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """Returns the vectors of some texts, (n_texts, dim), float32, as a shard would have them.
+
+        Raises:
+            ModelError: a single text does not fit into memory.
+        """
+        tokens = self.tokenizer.tokenize(texts, check=lambda: None)
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        parts = [(batch, self.start(tokens, batch)) for batch in self.plan(tokens)]
+        for batch, part in parts:
+            vectors[batch.rows] = part.result()
+        return vectors
+
+    def start(self, tokens: Tokens, batch: Batch) -> Future[FloatArray]:
+        """Has a worker do `encode`."""
+        if self._pool is None:
+            each = max(1, self.threads // self.workers)
+            self._pool = ThreadPoolExecutor(
+                self.workers,
+                thread_name_prefix="encoder",
+                initializer=torch.set_num_threads,  # it is a setting of the thread that calls it
+                initargs=(each,),
+            )
+        return self._pool.submit(self.encode, tokens, batch)
+
+    def close(self) -> None:
+        """Ends the workers after what they have in hand."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def encode(self, tokens: Tokens, batch: Batch) -> FloatArray:
         """Returns the vectors of one batch, (n_rows, dim), float32, in the order of `batch.rows`.
 
         A batch that does not fit into memory is halved, and halved again; later ones start whole.
@@ -63,27 +111,22 @@ class Encoder:
         Args:
             tokens: the shard that the batch is of.
             batch: which of its rows.
-            features: what `tokens.features` gives for the batch, if it was made already.
 
         Raises:
             ModelError: a single row does not fit into memory.
         """
-        if features is None:
-            features = tokens.features(batch.rows, batch.width)
-        reason = self._try_forward(features)
+        reason = self._try_forward(tokens.features(batch))
         if not isinstance(reason, str):
             return reason
         if len(batch.rows) == 1:
             raise ModelError(
-                f"Out of memory: one row of {batch.width} tokens; {_first_line(reason)} "
+                f"Out of memory: one row of {batch.n_padded_tokens} tokens; {_first_line(reason)} "
                 f"Set model.max_tokens lower, or use a device with more memory."
             )
-        self._note_split(batch)
-        middle = len(batch.rows) // 2
-        halves = (batch.rows[:middle], batch.rows[middle:])
-        return np.concatenate(
-            [self.encode(tokens, Batch(rows=rows, width=batch.width)) for rows in halves]
-        )
+        halves = batch.halves(tokens.lengths)
+        with self._lock:
+            self._note_split(max(half.n_padded_tokens for half in halves))
+        return np.concatenate([self.encode(tokens, half) for half in halves])
 
     def _try_forward(self, features: Features) -> FloatArray | str:
         """Returns vectors, or why the memory did not suffice."""
@@ -94,8 +137,7 @@ class Encoder:
                 vectors = self.forward(on_device).float()  # (n_rows, dim)
                 if self.normalize:  # in float32, so that half precision gives lengths of one too
                     vectors = torch.nn.functional.normalize(vectors, dim=-1)
-                result: FloatArray = vectors.cpu().numpy()
-                return result
+                return to_host(vectors)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
@@ -105,8 +147,7 @@ class Encoder:
             torch.cuda.empty_cache()
         return reason
 
-    def _note_split(self, batch: Batch) -> None:
-        n_tokens = -(-len(batch.rows) // 2) * batch.width
+    def _note_split(self, n_tokens: int) -> None:
         if self._smallest_split is not None and n_tokens >= self._smallest_split:
             return
         prefix = "Out of memory: "
@@ -120,11 +161,27 @@ class Encoder:
 
 
 def to_device(features: Features, device: torch.device) -> Features:
-    """Returns features with their tensors on a device."""
+    """Returns features with their tensors on a device; a copy to a GPU is not waited for."""
+    on_gpu = device.type == "cuda"
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: (value.pin_memory() if on_gpu else value).to(device, non_blocking=on_gpu)
+        if isinstance(value, torch.Tensor)
+        else value
         for key, value in features.items()
     }
+
+
+def to_host(vectors: torch.Tensor) -> FloatArray:
+    """Returns vectors as an array; only the thread that needs it waits for the device."""
+    if not vectors.is_cuda:
+        result: FloatArray = vectors.cpu().numpy()
+        return result
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host.copy_(vectors, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    copied.record()
+    copied.synchronize()  # Python's lock is free meanwhile, for the thread with the next batch
+    return host.numpy().copy()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -85,6 +85,11 @@ class Channel(Generic[Item]):
         self._flow, self._name = flow, name
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=size)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next `get` would wait."""
+        return self._queue.empty()
+
     def put(self, item: Item, clock: StageClock) -> None:
         """Hands an item on; waits while the channel is full."""
         with clock.idle():

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
@@ -17,10 +18,18 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from transformers.utils.logging import disable_progress_bar
 
-from chatspace.errors import ModelError, UnfitEnvironmentError
-from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.errors import ModelError
+from chatspace.hf_embed.bucketing import Batch, Buckets, padded
 from chatspace.hf_embed.compiling import compile_model, with_free_rows
+from chatspace.hf_embed.device import (
+    fitting_budget,
+    pick_budget,
+    pick_device,
+    pick_dtype,
+    pick_workers,
+)
 from chatspace.hf_embed.encoder import Encoder, Forward, to_device
+from chatspace.hf_embed.fitting import Embed, Fitting
 from chatspace.hf_embed.hub import ask_hub, quiet
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import (
@@ -29,12 +38,11 @@ from chatspace.hf_embed.tokens import (
     LibraryTokenizer,
     Padding,
     RowTokenizer,
+    Tokens,
 )
 
 log = logging.getLogger(__name__)
 
-GPU_TOKENS_PER_BATCH = 131072
-CPU_TOKENS_PER_BATCH = 2048  # measured: activations of more leave the cache
 TRIM_TO = 8  # padding to less than this gains nothing: vector units work on whole groups anyway
 NO_LIMIT = 2**40
 _LONGEST_PROBE = 2**16
@@ -48,7 +56,11 @@ _PROBES = (
 
 
 def load_encoder(
-    section: ModelSection, encode: EncodeSection, *, path: str | None = None
+    section: ModelSection,
+    encode: EncodeSection,
+    *,
+    path: str | None = None,
+    threads: int | None = None,
 ) -> Encoder:
     """Loads a model and returns its encoder, compiled if asked, but not warmed up.
 
@@ -56,12 +68,14 @@ def load_encoder(
         section: which model, and how.
         encode: how batches are made.
         path: the model's folder; None for a name on the hub.
+        threads: CPU threads that it may use [as many as PyTorch has].
 
     Raises:
         ModelError: no such model, or it cannot be used as the spec says.
         UnfitEnvironmentError: the device is not there.
     """
     quiet_libraries()
+    threads = threads or torch.get_num_threads()
     device = pick_device(section.device)
     model = load_model(section, path, device)
     notes: list[str] = []
@@ -73,11 +87,15 @@ def load_encoder(
     forward = _forward(model)
     dim = _probe(forward, tokenizer, device, section).shape[1]
     compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
+    packs = False
     if compiled:
         compile_model(model, encode.compile_mode, len(list(buckets.widths())))
         forward = with_free_rows(forward)
-    elif encode.compile:
-        notes.append("Not compiled: the batches of this model have no fixed lengths.")
+    else:
+        fitting = Fitting(model, tokenizer, _embed(forward, device), device)
+        packs = fitting.fit(pack=encode.batching != "buckets", notes=notes)
+        if encode.compile:
+            notes.append("Not compiled: the batches of this model have no fixed lengths.")
     encoder = Encoder(
         tokenizer=tokenizer,
         forward=forward,
@@ -86,10 +104,15 @@ def load_encoder(
         max_tokens=limit if limit < NO_LIMIT else None,
         buckets=buckets,
         budget=budget,
+        packs=packs,
         trim_to=None if compiled else TRIM_TO,
         normalize=normalize,
+        workers=pick_workers(encode, device, threads, compiled),
+        threads=threads,
         notes=notes,
     )
+    if device.type == "cuda":
+        encoder.budget = fitting_budget(encode, encoder)
     encoder.runtime.update(_model_facts(model, section, device), **_batch_facts(encoder, compiled))
     return encoder
 
@@ -100,33 +123,6 @@ def quiet_libraries() -> None:
     for name in ("transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Returns the device that a spec asks for; `auto` prefers CUDA, then MPS, then the CPU.
-
-    Raises:
-        UnfitEnvironmentError: PyTorch does not see that device.
-    """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
-    device = torch.device(wanted)
-    n_seen = {"cuda": torch.cuda.device_count(), "mps": int(has_mps), "cpu": 1}[device.type]
-    if (device.index or 0) >= n_seen:
-        raise UnfitEnvironmentError(
-            f"Device not found: model.device={wanted}; PyTorch {torch.__version__} sees {n_seen} "
-            f"{device.type} devices here. Use model.device: auto, or a node that has one."
-        )
-    return device
-
-
-def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
-    """Returns the size of a batch: as the spec says, else a token budget that suits the device."""
-    if encode.batch_size is not None:
-        return Budget(rows=encode.batch_size)
-    default = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
-    return Budget(tokens=encode.tokens_per_batch or default)
 
 
 def pick_buckets(encode: EncodeSection, limit: int) -> Buckets:
@@ -150,7 +146,7 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             f"Put it where compute nodes can read it, then plan the run again."
         )
     reached = path is not None or ask_hub(section.name, section.revision).reached
-    model_kwargs = {"dtype": getattr(torch, section.dtype), **section.model_kwargs}
+    model_kwargs = {"dtype": pick_dtype(section.dtype, device), **section.model_kwargs}
     if section.attention_impl != "auto":
         model_kwargs["attn_implementation"] = section.attention_impl
     try:
@@ -254,12 +250,19 @@ def position_limit(model: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return NO_LIMIT
+    return positions - first_position(model)
+
+
+def first_position(model: Any) -> int:
+    """Returns the position of a row's first token.
+
+    In the RoBERTa family positions begin after the index of the padding token.
+    """
     for module in model.transformers_model.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
-            # Of the RoBERTa family: positions begin after the index of the padding token.
-            return positions - table.padding_idx - 1
-    return positions
+            return table.padding_idx + 1
+    return 0
 
 
 def take_normalize(model: Any, wanted: bool | None) -> bool:
@@ -319,7 +322,8 @@ def _fast_tokenizer(model: Any, prompt: str, limit: int, probes: Features) -> Fa
         side=tokenizer.padding_side,
         pad_id=tokenizer.pad_token_id,
         type_ids="token_type_ids" in probes,
-        positions=tokenizer.padding_side == "left" and "position_ids" in arguments,
+        takes_positions="position_ids" in arguments,
+        first_position=first_position(model),
         extra={key: value for key, value in probes.items() if key not in keys},
     )
     try:
@@ -336,8 +340,7 @@ def _agrees(fast: FastTokenizer, library: LibraryTokenizer, prompt: str, limit: 
         texts.append("so many words " * limit)
     expected = library.preprocess(texts)
     tokens = fast.tokenize(texts, check=lambda: None)
-    rows = torch.arange(len(texts)).numpy()
-    found = tokens.features(rows, int(tokens.lengths.max()))
+    found = tokens.features(padded(np.arange(len(texts)), int(tokens.lengths.max())))
     found.pop("position_ids", None)
     if found.keys() != expected.keys():
         return False
@@ -358,22 +361,29 @@ def _forward(model: Any) -> Forward:
     return forward
 
 
+def _embed(forward: Forward, device: torch.device) -> Embed:
+    def embed(tokens: Tokens, batch: Batch) -> torch.Tensor:
+        with torch.inference_mode():
+            return forward(to_device(tokens.features(batch), device)).float().cpu()
+
+    return embed
+
+
 def _probe(
     forward: Forward, tokenizer: RowTokenizer, device: torch.device, section: ModelSection
 ) -> torch.Tensor:
     """Returns the vector of one short text, (1, dim): a sure way to know that the model works."""
     tokens = tokenizer.tokenize([_PROBES[0]], check=lambda: None)
-    rows = torch.arange(1).numpy()
     try:
-        with torch.inference_mode():
-            features = tokens.features(rows, int(tokens.lengths[0]))
-            return forward(to_device(features, device))
+        return _embed(forward, device)(tokens, padded(np.arange(1), int(tokens.lengths[0])))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
 
 
 def _batch_facts(encoder: Encoder, compiled: bool) -> dict[str, Any]:
     return {
+        "batching": "pack" if encoder.packs else "buckets",
+        "workers": encoder.workers,
         "tokens_per_batch": encoder.budget.tokens,
         "batch_size": encoder.budget.rows,
         "compile": compiled,

@@ -1,19 +1,21 @@
 """One slice in three overlapped stages: read and tokenise, encode, write.
 
-    loader (thread)  ──batches──▶  encoder (calling thread)  ──whole shards──▶  writer (thread)
+    loader (thread)  ──tokens──▶  encoder (calling thread, and its workers)  ──vectors──▶  writer
 
-Memory is bounded by the shard that is read, the one that is encoded with `prefetch_batches` of
-its batches, one that waits to be written and one that is written. A shard's vectors depend on that
-shard alone: nothing is carried over between shards, and no batch mixes them.
+What is handed on are whole shards. Memory is bounded by the one that is read, `prefetch_shards`
+that wait, the one or two that are encoded, one that waits to be written and one that is written.
+A shard's vectors depend on that shard alone: nothing is carried over between shards, and no batch
+mixes them; but while the last batches of a shard are encoded, those of the next begin.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +25,9 @@ import pyarrow as pa
 from chatspace.errors import InputError, ModelError
 from chatspace.hf_embed.bucketing import Batch
 from chatspace.hf_embed.encoder import Encoder, FloatArray
-from chatspace.hf_embed.flow import Channel, Flow
+from chatspace.hf_embed.flow import POLL_S, Channel, Flow
 from chatspace.hf_embed.metrics import Counters, StageClock
-from chatspace.hf_embed.tokens import Features, Tokens
+from chatspace.hf_embed.tokens import Tokens
 from chatspace.plan.work import Commit, StopRequest
 from chatspace.shards.records import ShardSpan
 from chatspace.shards.table import EmbeddedRows, Vectors
@@ -56,12 +58,12 @@ class Settings:
     """What a run spec says of the pipeline.
 
     Attributes:
-        prefetch_batches: batches that wait for the encoder.
+        prefetch_shards: shards that wait, tokenised, for the encoder.
         refuse_too_long: a row above the model's limit is an error.
         dtype: type of the stored vectors, `float32` or `float16`.
     """
 
-    prefetch_batches: int
+    prefetch_shards: int
     refuse_too_long: bool
     dtype: str
 
@@ -83,13 +85,13 @@ class _Shard:
         return self.n_batches_done == len(self.batches)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    """What the loader hands on: a batch, or without one the news that a shard begins."""
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A batch that a worker of the encoder has."""
 
     shard: _Shard
-    batch: Batch | None = None
-    features: Features = field(default_factory=dict)
+    batch: Batch
+    vectors: Future[FloatArray]
 
 
 @dataclass(kw_only=True)
@@ -123,9 +125,9 @@ class Pipeline:
         Raises:
             BaseException: the first error of any stage, as it was raised there.
         """
-        size = self.settings.prefetch_batches
-        self._loaded: Channel[_Loaded | None] = Channel(self.flow, "batches", size)
-        self._encoded: Channel[_Shard | None] = Channel(self.flow, "shards", WRITE_AHEAD_SHARDS)
+        size = self.settings.prefetch_shards
+        self._loaded: Channel[_Shard | None] = Channel(self.flow, "tokens", size)
+        self._encoded: Channel[_Shard | None] = Channel(self.flow, "vectors", WRITE_AHEAD_SHARDS)
         threads = [
             self._start("loader", lambda: self._load(spans)),
             self._start("writer", self._write),
@@ -137,6 +139,7 @@ class Pipeline:
         except BaseException as error:
             self.flow.fail(error)
         self.flow.close()
+        self.encoder.close()
         leave_by = time.perf_counter() + LEAVE_S
         for thread in threads:  # daemons: one that is stuck does not keep the process
             thread.join(max(0.0, leave_by - time.perf_counter()))
@@ -163,11 +166,7 @@ class Pipeline:
                 break
             with clock.busy():
                 shard = self._load_shard(span)
-            self._loaded.put(_Loaded(shard=shard), clock)
-            for batch in shard.batches:
-                with clock.busy():
-                    features = shard.tokens.features(batch.rows, batch.width)
-                self._loaded.put(_Loaded(shard=shard, batch=batch, features=features), clock)
+            self._loaded.put(shard, clock)
         self._loaded.put(None, clock)
 
     def _load_shard(self, span: ShardSpan) -> _Shard:
@@ -181,7 +180,7 @@ class Pipeline:
             rows=rows,
             tokens=tokens,
             batches=batches,
-            vectors=np.empty((len(rows.texts), self.encoder.dim), np.float32),
+            vectors=np.zeros((len(rows.texts), self.encoder.dim), np.float32),
             n_padded_left=sum(batch.n_padded_tokens for batch in batches),
         )
 
@@ -196,37 +195,59 @@ class Pipeline:
     # Encoder
 
     def _encode(self) -> None:
-        shard: _Shard | None = None
-        while True:
-            loaded = self._loaded.get(
-                self.clocks["encoder"], give_up=partial(self._must_stop, shard)
-            )
-            if loaded is None:
-                return
-            shard = loaded.shard
-            if loaded.batch is None:
-                self.counters.rows += sum(shard.rows.skipped.values())
-            else:
-                with self.clocks["encoder"].busy():
-                    self._encode_batch(shard, loaded.batch, loaded.features)
+        self._started: deque[_Started] = deque()
+        while (shard := self._next_shard()) is not None:
+            n_without_tokens = len(shard.vectors) - sum(len(batch.rows) for batch in shard.batches)
+            self.counters.rows += sum(shard.rows.skipped.values()) + n_without_tokens
             if shard.is_whole:
                 self._encoded.put(shard, self.clocks["encoder"])
-                shard = None
+            self._start_batches(shard)
+        while self._started and not self._must_stop(self._started[0].shard):
+            self._finish_batch()
 
-    def _encode_batch(self, shard: _Shard, batch: Batch, features: Features) -> None:
-        shard.vectors[batch.rows] = self.encoder.encode(shard.tokens, batch, features)
-        shard.n_batches_done += 1
-        shard.n_padded_left -= batch.n_padded_tokens
-        self.counters.rows += len(batch.rows)
-        self.counters.n_tokens += int(shard.tokens.lengths[batch.rows].sum())
-        self.counters.n_padded_tokens += batch.n_padded_tokens
+    def _next_shard(self) -> _Shard | None:
+        """Returns the next shard; finishes what is started rather than wait for one."""
+        while self._started and self._loaded.is_empty and not self.stop.requested:
+            self._finish_batch()
+        clock = self.clocks["encoder"]
+        return self._loaded.get(clock, give_up=lambda: self.stop.requested)
 
-    def _must_stop(self, shard: _Shard | None) -> bool:
-        """Returns whether a stop is requested and the shard in hand cannot be finished in time."""
+    def _start_batches(self, shard: _Shard) -> None:
+        """Hands the batches of a shard to the workers, a few ahead of what they can do."""
+        for batch in shard.batches:
+            if self._must_stop(shard):
+                return
+            vectors = self.encoder.start(shard.tokens, batch)
+            self._started.append(_Started(shard, batch, vectors))
+            while len(self._started) > self.encoder.workers:
+                self._finish_batch()
+
+    def _finish_batch(self) -> None:
+        """Takes the vectors of the batch that was started first."""
+        with self.clocks["encoder"].busy():
+            started = self._started.popleft()
+            shard, batch = started.shard, started.batch
+            shard.vectors[batch.rows] = self._wait(started.vectors)
+            shard.n_batches_done += 1
+            shard.n_padded_left -= batch.n_padded_tokens
+            self.counters.rows += len(batch.rows)
+            self.counters.n_tokens += int(shard.tokens.lengths[batch.rows].sum())
+            self.counters.n_padded_tokens += batch.n_padded_tokens
+        self.flow.moved()
+        if shard.is_whole:
+            self._encoded.put(shard, self.clocks["encoder"])
+
+    def _wait(self, vectors: Future[FloatArray]) -> FloatArray:
+        while not wait([vectors], timeout=POLL_S).done:
+            self.flow.check()
+        return vectors.result()
+
+    def _must_stop(self, shard: _Shard) -> bool:
+        """Returns whether a stop is requested and the shard cannot be finished in time."""
         if not self.stop.requested:
             return False
         busy_s, n_done = self.clocks["encoder"].times.busy_s, self.counters.n_padded_tokens
-        if shard is None or n_done == 0:
+        if n_done == 0:
             return True
         needed_s = shard.n_padded_left * busy_s / n_done + self._commit_s
         return needed_s > self.stop.remaining_s

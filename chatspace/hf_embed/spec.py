@@ -17,8 +17,11 @@ class ModelSection(Section):
     """Model on the Hugging Face hub, or a folder that sentence-transformers can load."""
     revision: str | None = None
     """Commit or tag of a hub model."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type of weights and activations."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of weights and activations; `auto` is bfloat16 where the hardware computes in it.
+
+    That is a GPU from Ampere on, or a processor with AMX or AVX512_BF16; elsewhere float32.
+    """
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """`auto`, `cpu`, `mps` or `cuda`."""
     attention_impl: str = "auto"
@@ -48,12 +51,20 @@ class ModelSection(Section):
 class EncodeSection(Section):
     """How rows become batches."""
 
+    batching: Literal["auto", "pack", "buckets"] = "auto"
+    """`pack` joins rows end to end and computes no padding; `buckets` pads them to a few lengths.
+
+    `auto` packs, unless the model is compiled. A model that cannot be packed gets buckets and says
+    so in the notes of its run.
+    """
     tokens_per_batch: int | None = Field(None, gt=0)
-    """Padded tokens in one forward pass [131072 on a GPU, 2048 on a CPU]."""
+    """Tokens in one forward pass, padding counted [up to 131072 on a GPU, 2048 on a CPU]."""
     batch_size: int | None = Field(None, gt=0)
     """Rows in one forward pass, instead of a token budget."""
     bucket_min_tokens: int = Field(16, gt=0)
     """Smallest bucket, in tokens; buckets double from here, and no batch mixes two of them.
+
+    Together with the same `bucket_max_tokens`, buckets are multiples of it.
 
     With `compile` a batch is padded to its bucket, else to its longest row, rounded up to 8 tokens.
     """
@@ -68,13 +79,20 @@ class EncodeSection(Section):
     """Mode of torch.compile."""
     normalize: bool | None = None
     """Scale vectors to length one [as the model says]."""
-    prefetch_batches: int = Field(4, gt=0)
-    """Batches that wait, tokenised, for the encoder."""
+    workers: int | None = Field(None, gt=0)
+    """Forward passes at the same time [one for each CPU thread, 2 on a GPU]."""
+    prefetch_shards: int = Field(1, gt=0)
+    """Shards that wait, tokenised, for the encoder."""
 
     @model_validator(mode="after")
     def _check(self) -> EncodeSection:
         if self.tokens_per_batch is not None and self.batch_size is not None:
             raise ValueError("tokens_per_batch and batch_size exclude each other; keep one")
+        if self.compile and self.batching == "pack":
+            raise ValueError(
+                "compile and batching: pack exclude each other; graphs are made for fixed lengths, "
+                "so use batching: buckets, or leave compile out"
+            )
         if self.bucket_max_tokens is not None and self.bucket_max_tokens < self.bucket_min_tokens:
             raise ValueError(
                 f"bucket_max_tokens={self.bucket_max_tokens} is below "
@@ -86,7 +104,9 @@ class EncodeSection(Section):
 class EmbedSpec(RunSpec):
     """One dataset, one encoder, one folder of vectors."""
 
-    UNHASHED: ClassVar[frozenset[tuple[str, str]]] = frozenset({("encode", "prefetch_batches")})
+    UNHASHED: ClassVar[frozenset[tuple[str, str]]] = frozenset(
+        {("encode", "prefetch_shards"), ("encode", "workers")}
+    )
 
     kind: Literal["embed"]
     model: ModelSection = ModelSection()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatspace.hf_embed.bucketing import IntArray
+from chatspace.hf_embed.bucketing import Batch, IntArray, equal_lengths
 
 TEXTS_PER_CALL = 256
 CHARS_PER_CALL = 2**22  # the tokenizer needs about a hundred bytes for each
@@ -47,8 +47,8 @@ class Tokens(Protocol):
         """Which rows were cut."""
         ...
 
-    def features(self, rows: IntArray, width: int) -> Features:
-        """Returns what the model takes for these rows, padded to `width` where it pads."""
+    def features(self, batch: Batch) -> Features:
+        """Returns what the model takes for the rows of a batch."""
         ...
 
 
@@ -72,15 +72,18 @@ class Padding:
         side: `left` or `right`.
         pad_id: id of the padding token.
         type_ids: whether the model takes `token_type_ids`.
-        positions: whether positions are given, counted from each row's first real token. Without
-            them a left-padded row of a model with absolute positions depends on its padding.
+        takes_positions: whether the model can be given positions. Joined rows have them always;
+            padded ones only on the left, where a row of a model with absolute positions would
+            depend on its padding without them.
+        first_position: position of a row's first token.
         extra: further features, the same for each batch.
     """
 
     side: str
     pad_id: int
     type_ids: bool
-    positions: bool
+    takes_positions: bool
+    first_position: int
     extra: Features
 
 
@@ -99,8 +102,38 @@ class FlatTokens:
     truncated: BoolArray
     padding: Padding
 
-    def features(self, rows: IntArray, width: int) -> Features:
-        """Returns `input_ids`, `attention_mask` and what else is wanted, each (n_rows, width)."""
+    def features(self, batch: Batch) -> Features:
+        """Returns `input_ids` and what else is wanted, padded or joined as the batch says."""
+        if batch.width is None:
+            return self._joined(batch.rows)
+        return self._padded(batch.rows, batch.width)
+
+    def _joined(self, rows: IntArray) -> Features:
+        """Returns features of shape (1, n_tokens), and where each row begins.
+
+        The names of the boundaries are those of transformers' flash attention, which
+        sentence-transformers' pooling reads too.
+        """
+        pad, lengths = self.padding, self.lengths[rows]  # (n_rows,)
+        bounds = np.concatenate(([0], np.cumsum(lengths)))  # (n_rows + 1,)
+        position = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)  # (n_tokens,)
+        ids = self.ids[np.repeat(self.starts[rows], lengths) + position]
+        starts, longest = torch.from_numpy(bounds.astype(np.int32)), int(lengths.max())
+        features: Features = {
+            "input_ids": torch.from_numpy(ids.astype(np.int64))[None],
+            "position_ids": torch.from_numpy(position + pad.first_position)[None],
+            "cu_seq_lens_q": starts,
+            "cu_seq_lens_k": starts,
+            "max_length_q": longest,
+            "max_length_k": longest,
+            "row_groups": equal_lengths(lengths),
+        }
+        if pad.type_ids:
+            features["token_type_ids"] = torch.zeros((1, len(ids)), dtype=torch.int64)
+        return features | pad.extra
+
+    def _padded(self, rows: IntArray, width: int) -> Features:
+        """Returns features of shape (n_rows, width)."""
         pad, lengths = self.padding, self.lengths[rows][:, None]  # (n_rows, 1)
         column = np.arange(width)[None, :]
         mask = column < lengths if pad.side == "right" else column >= width - lengths
@@ -114,8 +147,8 @@ class FlatTokens:
         }
         if pad.type_ids:
             features["token_type_ids"] = torch.zeros((len(rows), width), dtype=torch.int64)
-        if pad.positions:
-            positions = np.maximum(column - (width - lengths), 0)
+        if pad.side == "left" and pad.takes_positions:
+            positions = np.maximum(column - (width - lengths), 0) + pad.first_position
             features["position_ids"] = torch.from_numpy(positions)
         return features | pad.extra
 
@@ -128,6 +161,7 @@ class FastTokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, prompt: str, max_tokens: int, padding: Padding) -> None:
+        self.takes_positions = padding.takes_positions
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._from_left = tokenizer.truncation_side == "left"
@@ -268,9 +302,9 @@ class LibraryTokens:
     tokenizer: LibraryTokenizer
     texts: Sequence[str]
 
-    def features(self, rows: IntArray, width: int) -> Features:
-        """Returns the library's features; it pads as it likes, `width` is not used."""
-        return self.tokenizer.preprocess([self.texts[row] for row in rows])
+    def features(self, batch: Batch) -> Features:
+        """Returns the library's features; it pads as it likes, whatever the batch says."""
+        return self.tokenizer.preprocess([self.texts[row] for row in batch.rows])
 
 
 def n_tokens(features: Features) -> int:

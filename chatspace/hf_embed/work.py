@@ -78,6 +78,9 @@ def prepare_process(threads: int) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
+    from chatspace.hf_embed.device import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
         with suppress(RuntimeError):  # only possible before the first parallel work of a process
@@ -90,7 +93,8 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
 
     model = _pinned(work.plan)
     encode = EncodeSection.model_validate(work.plan.spec["encode"])
-    encoder = load_encoder(model, encode, path=work.plan.model.get("path"))
+    path = work.plan.model.get("path")
+    encoder = load_encoder(model, encode, path=path, threads=work.threads)
     facts = software_facts() | hardware_facts(encoder.runtime["device"])
     encoder.runtime.update(facts, threads=work.threads)
     if encode.compile:
@@ -133,7 +137,7 @@ def _pipeline(
         commit=work.commit,
         stop=work.stop,
         settings=Settings(
-            prefetch_batches=EncodeSection.model_validate(spec["encode"]).prefetch_batches,
+            prefetch_shards=EncodeSection.model_validate(spec["encode"]).prefetch_shards,
             refuse_too_long=model.on_too_long == "error",
             dtype=output.dtype,
         ),

@@ -1,0 +1,106 @@
+"""What the hardware decides: device, dtype, size of a batch, forward passes at the same time."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+
+from chatspace.errors import UnfitEnvironmentError
+from chatspace.hf_embed.bucketing import Budget
+from chatspace.hf_embed.encoder import Encoder
+from chatspace.hf_embed.spec import EncodeSection
+from chatspace.hf_embed.tokens import FastTokenizer
+
+GPU_TOKENS_PER_BATCH = 131072
+CPU_TOKENS_PER_BATCH = 2048  # activations of more leave the cache; see docs/benchmarks.md
+GPU_WORKERS = 2
+_GPU_MEMORY_SHARE = 0.5  # of what is free: the rest is for workspaces and fragments
+_PROBE_TOKENS, _PROBE_WIDTH = 4096, 128
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # Source: malloc.h of glibc
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Returns the device that a spec asks for; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UnfitEnvironmentError: PyTorch does not see that device.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    device = torch.device(wanted)
+    n_seen = {"cuda": torch.cuda.device_count(), "mps": int(has_mps), "cpu": 1}[device.type]
+    if (device.index or 0) >= n_seen:
+        raise UnfitEnvironmentError(
+            f"Device not found: model.device={wanted}; PyTorch {torch.__version__} sees {n_seen} "
+            f"{device.type} devices here. Use model.device: auto, or a node that has one."
+        )
+    return device
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype that a spec asks for; `auto` is bfloat16 where the device computes it."""
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_bfloat16 = device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def pick_workers(encode: EncodeSection, device: torch.device, threads: int, compiled: bool) -> int:
+    """Returns how many forward passes run at the same time: as the spec says, or what is best."""
+    if encode.workers is not None:
+        return encode.workers
+    if compiled:  # a recorded graph belongs to the thread that recorded it
+        return 1
+    return GPU_WORKERS if device.type == "cuda" else threads if device.type == "cpu" else 1
+
+
+def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
+    """Returns the size of a batch: as the spec says, else a token budget that suits the device."""
+    if encode.batch_size is not None:
+        return Budget(rows=encode.batch_size)
+    default = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
+    return Budget(tokens=encode.tokens_per_batch or default)
+
+
+def fitting_budget(encode: EncodeSection, encoder: Encoder) -> Budget:
+    """Returns a token budget that the free memory of a GPU has room for, a power of two.
+
+    The memory that a token needs is measured, not guessed. A budget that the spec names is kept.
+    """
+    tokenizer, budget = encoder.tokenizer, encoder.budget
+    if encode.batch_size is not None or encode.tokens_per_batch is not None:
+        return budget
+    if not isinstance(tokenizer, FastTokenizer) or budget.tokens is None:
+        return budget
+    width = encoder.buckets.width(min(_PROBE_WIDTH, encoder.buckets.limit))
+    tokens = tokenizer.made_up(_PROBE_TOKENS // width + 1, width)
+    batch = encoder.plan(tokens)[0]
+    before = torch.cuda.memory_allocated(encoder.device)
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    encoder.encode(tokens, batch)
+    peak = torch.cuda.max_memory_allocated(encoder.device) - before
+    free, _ = torch.cuda.mem_get_info(encoder.device)
+    room = int(free * _GPU_MEMORY_SHARE * batch.n_padded_tokens / encoder.workers / max(1, peak))
+    return Budget(tokens=min(budget.tokens, 2 ** max(0, room.bit_length() - 1)))
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep the memory of freed tensors for the next ones.
+
+    Else each layer of each batch gets fresh pages from the kernel, which zeroes them: 5 to 8 % of
+    the time of a small model on a CPU. It does nothing where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

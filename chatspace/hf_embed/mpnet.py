@@ -1,0 +1,83 @@
+"""MPNet, packed on a CPU: its attention is its own, with a bias for each distance of two tokens.
+
+The model hands its layers one bias for all rows. Here it hands them the rows and a bias for each of
+their lengths; the attention of its layers is replaced by one that reads them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+
+from chatspace.hf_embed.bucketing import Group
+from chatspace.hf_embed.packing import Scope, States, attend_rows, rows_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Bias:
+    """A group of rows of one length and the bias of their tokens, (1, n_heads, length, length)."""
+
+    group: Group
+    bias: torch.Tensor
+
+
+def is_mpnet(model: Any) -> bool:
+    """Returns whether a transformers model is MPNet."""
+    return getattr(model.config, "model_type", None) == "mpnet"
+
+
+def pack_mpnet(model: Any) -> Callable[[], None]:
+    """Makes a transformers MPNet take joined rows, and only those; returns what undoes it."""
+    current = threading.local()  # several threads may be in the same model
+
+    def remember(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        current.groups = kwargs.pop("row_groups")
+        return args, kwargs
+
+    plain = model.encoder.compute_position_bias
+
+    def biases(self: Any, hidden: torch.Tensor) -> list[_Bias]:
+        return [
+            _Bias(group, plain(hidden.new_empty(1, group[1], 1)))  # reads the shape alone
+            for group in current.groups
+        ]
+
+    hook = model.register_forward_pre_hook(remember, with_kwargs=True)
+    model.encoder.compute_position_bias = MethodType(biases, model.encoder)
+    attentions = [layer.attention.attn for layer in model.encoder.layer]
+    for attention in attentions:
+        attention.forward = MethodType(_attention, attention)
+
+    def undo() -> None:
+        hook.remove()
+        del model.encoder.compute_position_bias
+        for attention in attentions:
+            del attention.forward
+
+    return undo
+
+
+def _attention(
+    self: Any,
+    hidden: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_bias: Any = (),
+    **_: Any,
+) -> tuple[torch.Tensor]:
+    """Takes the place of `MPNetSelfAttention.forward`; `hidden` is (1, n_tokens, hidden_size)."""
+    heads = (self.num_attention_heads, self.attention_head_size)
+    q, k, v = (linear(hidden)[0].view(-1, *heads) for linear in (self.q, self.k, self.v))
+    out = torch.empty_like(q)  # (n_tokens, n_heads, head_dim)
+    start = 0
+    for part in position_bias:
+        n_rows, length = part.group
+        piece = slice(start, start + n_rows * length)
+        states = States(*(rows_of(s[piece], length) for s in (q, k, v)))
+        rows_of(out[piece], length).copy_(attend_rows(states, part.bias, Scope()))
+        start += n_rows * length
+    return (self.o(out.flatten(1)[None]),)

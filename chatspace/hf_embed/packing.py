@@ -1,0 +1,188 @@
+"""Packed attention: rows joined end to end, (1, n_tokens), each token seeing its own row alone.
+
+It is registered with transformers as an attention implementation, so that every model which takes
+its attention from there is packed without code of its own. On a GPU it is PyTorch's variable-length
+flash attention; on a CPU rows of equal length, which a sorted batch has next to each other, are
+attended together.
+
+Not covered: attention with sinks, a soft cap, or learned biases (MPNet's are in `mpnet`).
+
+Source: `transformers.AttentionInterface`; names and meaning of the arguments as in transformers'
+`modeling_flash_attention_utils.py`, where tokens less than `sliding_window` apart see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface
+
+from chatspace.hf_embed.bucketing import Group
+
+PACKED = "chatspace_packed"
+_NOT_COVERED = ("softcap", "position_bias", "s_aux", "cache")
+_SCORES_PER_STEP = 2**18  # half a MiB in bfloat16: what a core's second-level cache holds
+
+
+class States(NamedTuple):
+    """Queries, keys and values of one shape; what the dimensions are, the functions say."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which tokens of its row a token sees, and how its scores are scaled.
+
+    Attributes:
+        scale: factor of the scores; None for one over the root of the head's size.
+        causal: only those before it, and itself.
+        window: only those less than this many tokens away.
+    """
+
+    scale: float | None = None
+    causal: bool = False
+    window: int | None = None
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Returns the attention of joined rows, (1, n_tokens, n_heads, head_dim), and no weights.
+
+    Args:
+        module: the layer; it says whether it is causal where `options` do not.
+        query: (1, n_heads, n_tokens, head_dim).
+        key: the same, with as many heads or a divisor of that.
+        value: as `key`.
+        attention_mask: must be None; rows see themselves alone.
+        options: `scaling`, `is_causal` and `sliding_window` of the layer; `cu_seq_lens_q`,
+            `max_length_q` and `row_groups` of `FlatTokens.features`.
+
+    Raises:
+        NotImplementedError: the layer wants something that is not covered.
+    """
+    wanted = [name for name in _NOT_COVERED if options.get(name) is not None]
+    if attention_mask is not None or wanted:
+        raise NotImplementedError(f"packed attention with {', '.join(wanted) or 'a mask'}")
+    causal = options.get("is_causal")
+    scope = Scope(
+        scale=options.get("scaling"),
+        causal=bool(getattr(module, "is_causal", False) if causal is None else causal),
+        window=options.get("sliding_window"),
+    )
+    # Each (n_tokens, n_heads, head_dim)
+    states = States(*(part[0].transpose(0, 1) for part in (query, key, value)))
+    if query.is_cuda:
+        out = _flash(states, options["cu_seq_lens_q"], options["max_length_q"], scope)
+    else:
+        out = _by_length(states, options["row_groups"], scope)
+    return out[None], None
+
+
+AttentionInterface.register(PACKED, attend)
+# No mask function is registered beside it: transformers then makes no mask at all.
+
+
+def _flash(states: States, starts: torch.Tensor, longest: int, scope: Scope) -> torch.Tensor:
+    """Returns (n_tokens, n_heads, head_dim); `starts` are (n_rows + 1,) int32."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    reach = -1 if scope.window is None else scope.window - 1
+    out = varlen_attn(
+        *states,
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scope.scale,
+        window_size=(reach, 0 if scope.causal else reach),
+        enable_gqa=states.k.shape[1] != states.q.shape[1],
+        num_splits=1,  # a row's result must not depend on the others in its batch
+    )
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _by_length(states: States, groups: Sequence[Group], scope: Scope) -> torch.Tensor:
+    """Returns (n_tokens, n_heads, head_dim)."""
+    q, k, v = states
+    n_shared = q.shape[1] // k.shape[1]
+    if n_shared > 1:  # heads that share keys and values get copies
+        k, v = (part.repeat_interleave(n_shared, dim=1) for part in (k, v))
+    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    start = 0
+    for n_rows, length in groups:
+        piece = slice(start, start + n_rows * length)
+        rows = States(*(rows_of(part[piece], length) for part in (q, k, v)))
+        rows_of(out[piece], length).copy_(attend_rows(rows, _mask(length, scope), scope))
+        start += n_rows * length
+    return out
+
+
+def rows_of(states: torch.Tensor, length: int) -> torch.Tensor:
+    """Returns (n_tokens, n_heads, head_dim) seen as (n_rows, n_heads, length, head_dim)."""
+    return states.view(-1, length, *states.shape[1:]).transpose(1, 2)
+
+
+def attend_rows(states: States, mask: torch.Tensor | None, scope: Scope) -> torch.Tensor:
+    """Returns the attention of rows of one length, (n_rows, n_heads, length, head_dim).
+
+    Args:
+        states: each of that shape.
+        mask: (..., length, length), True or a number to add where a token is seen; None for all.
+        scope: its window is in the mask already.
+    """
+    if mask is None and not scope.causal and states.q.dtype == torch.bfloat16 and not _has_amx():
+        return _attend_in_steps(states, scope.scale or states.q.shape[-1] ** -0.5)
+    return torch.nn.functional.scaled_dot_product_attention(
+        *states, attn_mask=mask, is_causal=scope.causal and mask is None, scale=scope.scale
+    )
+
+
+def _attend_in_steps(states: States, scale: float) -> torch.Tensor:
+    """Returns what `attend_rows` does, by batched products over as many heads as the cache holds.
+
+    Without AMX, PyTorch's own attention computes bfloat16 in float32 on a CPU; oneDNN's batched
+    products do not, and took half the time.
+    """
+    shape, length = states.v.shape, states.v.shape[2]
+    q, k, v = (part.reshape(-1, length, part.shape[-1]) for part in states)
+    out = torch.empty_like(v)  # (n_rows * n_heads, length, head_dim)
+    step = max(1, _SCORES_PER_STEP // length**2)
+    for part in (slice(start, start + step) for start in range(0, len(q), step)):
+        scores = torch.baddbmm(
+            q.new_empty(()).expand(len(q[part]), length, length),
+            q[part],
+            k[part].transpose(1, 2),
+            beta=0,
+            alpha=scale,
+        )  # (step, length, length)
+        torch.bmm(scores.softmax(-1), v[part], out=out[part])
+    return out.view(shape)
+
+
+@lru_cache(maxsize=16)
+def _mask(length: int, scope: Scope) -> torch.Tensor | None:
+    """Returns which tokens see each other, (length, length), None where a plain pass will do."""
+    if scope.window is None or scope.window >= length:
+        return None
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    seen = distance.abs() < scope.window
+    return seen & (distance >= 0) if scope.causal else seen
+
+
+@lru_cache(maxsize=1)
+def _has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
