@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
-from chatspace.hf_embed import loading
+from chatspace.hf_embed import loading, packing
 from chatspace.hf_embed.bucketing import Buckets, Budget, packed, padded
-from chatspace.hf_embed.compiling import warm_up
+from chatspace.hf_embed.compiling import share_graphs, warm_up
 from chatspace.hf_embed.encoder import Encoder
+from chatspace.hf_embed.linears import prepack_linears
 from chatspace.hf_embed.loading import load_encoder
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import FastTokenizer, Features, LibraryTokenizer
@@ -302,6 +304,110 @@ def test_compile_makes_all_graphs_before_the_first_row(tiny: dict[str, Path]) ->
     assert counters["stats"]["unique_graphs"] == n_graphs
     plain = vectors_of(load(tiny["bert-mean"]), texts)
     assert min_cosine(compiled, plain) > 0.99999 and min_cosine(single, plain[:1]) > 0.99999
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_compile_of_few_rows_gives_their_vectors(mode: str | None, tiny: dict[str, Path]) -> None:
+    encode = EncodeSection(
+        compile=True, compile_mode=mode, bucket_min_tokens=128, tokens_per_batch=512
+    )
+    encoder = load(tiny["bert-cls"], encode=encode)
+    assert encoder.workers == 1 and encoder.runtime["batching"] == "buckets"
+    texts = some_texts(1)[:5]
+    assert min_cosine(encoder.embed(texts), load(tiny["bert-cls"]).embed(texts)) > 0.99999
+    encoder.close()
+
+
+def test_graphs_are_shared_where_the_user_does_not_say_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "remembered, so that it is put back")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    share_graphs(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "torchinductor")
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+
+
+# Hardware
+
+
+def test_rows_have_the_same_bits_in_any_company_and_on_any_number_of_cores(minilm: Path) -> None:
+    texts = some_texts(30)
+    for dtype in ("float32", "bfloat16"):
+        found = []
+        for tokens_per_batch, workers in ((2048, 2), (700, 1), (4096, 2)):
+            encode = EncodeSection(tokens_per_batch=tokens_per_batch, workers=workers)
+            encoder = load(minilm, dtype=dtype, encode=encode)
+            found.append(encoder.embed(texts).tobytes())
+            encoder.close()
+        assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_dtype_auto_is_what_the_processor_computes_in(
+    has_bfloat16: bool, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    encoder = load(tiny["bert-mean"], dtype="auto")
+    assert encoder.runtime["dtype"] == ("bfloat16" if has_bfloat16 else "float32")
+
+
+def test_workers_share_the_threads_and_leave_those_of_others_alone(tiny: dict[str, Path]) -> None:
+    before = torch.get_num_threads()
+    encoder = load_encoder(
+        ModelSection(name="x", device="cpu"), EncodeSection(workers=2), path=str(tiny["bert-mean"]),
+        threads=6,
+    )  # fmt: skip
+    seen: list[int] = []
+    plain = encoder.forward
+    encoder.forward = lambda features: (seen.append(torch.get_num_threads()), plain(features))[1]
+    encoder.embed(["a", "b"])
+    encoder.close()
+    assert seen == [3] and torch.get_num_threads() == before
+
+
+def test_linear_layers_are_laid_out_for_the_processor_and_can_be_put_back(
+    tiny: dict[str, Path],
+) -> None:
+    model = SentenceTransformer(str(tiny["bert-mean"]), device="cpu").eval()
+    plain = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    hidden = torch.randn(2, 5, 64)
+    with torch.inference_mode():
+        expected = model[0].model.encoder.layer[0].intermediate.dense(hidden)
+        undo = prepack_linears(model)
+        assert not [module for module in model.modules() if type(module) is torch.nn.Linear]
+        found = model[0].model.encoder.layer[0].intermediate.dense(hidden)
+    assert torch.allclose(found, expected, atol=1e-5)
+    undo()
+    assert [module for module in model.modules() if type(module) is torch.nn.Linear] == plain
+
+
+def test_change_that_fails_is_undone_and_said(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel here")
+
+    monkeypatch.setattr(packing, "_by_length", broken)
+    encoder = load(tiny["bert-mean"])
+    assert encoder.runtime["batching"] == "buckets"
+    assert encoder.runtime["attention_impl"] == "sdpa"
+    assert [note for note in encoder.notes if "cannot be joined: RuntimeError: no kernel" in note]
+    texts = some_texts(4)
+    expected = SentenceTransformer(str(tiny["bert-mean"]), device="cpu").encode(texts)
+    assert min_cosine(encoder.embed(texts), expected) > 0.99999
+
+
+def test_change_that_alters_vectors_is_undone_and_said(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = packing.attend_rows
+    monkeypatch.setattr(packing, "attend_rows", lambda *args: real(*args).flip(2))
+    encoder = load(tiny["bert-cls"])
+    assert encoder.runtime["batching"] == "buckets"
+    assert [note for note in encoder.notes if "its vectors would differ, cosine" in note]
 
 
 # Errors

@@ -1,47 +1,82 @@
 """Compiled models: one graph for each bucket, all of them made before the first row.
 
 The length of a batch is fixed in its graph and the number of rows is not, so that the last batch of
-a bucket, which is smaller, needs no graph of its own.
-
-Not covered: modes of torch.compile that record CUDA graphs record one for each number of rows.
+a bucket, which is smaller, needs no graph of its own. Modes that record CUDA graphs need both
+fixed: there a smaller batch is filled up with copies of its first row.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from chatspace.hf_embed.bucketing import padded
+from chatspace.hf_embed.bucketing import Buckets, Budget
 from chatspace.hf_embed.encoder import Encoder, Forward
 from chatspace.hf_embed.tokens import FastTokenizer, Features
 
 _MIN_ROWS = 2  # PyTorch makes a graph of its own for a dimension of one
+_RECORDING_MODES = ("reduce-overhead", "max-autotune")
 
 
-def compile_model(model: Any, mode: str | None, n_buckets: int) -> None:
-    """Compiles a model's forward pass in place; the graphs are made when it is first called."""
+def share_graphs(cache: Path) -> None:
+    """Has the compiler keep what it made below `cache`, for the other tasks of this workspace."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+
+
+def compile_model(
+    model: Any, forward: Forward, *, mode: str | None, buckets: Buckets, budget: Budget
+) -> Forward:
+    """Compiles a model in place and returns its forward; the first calls make the graphs."""
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, n_buckets + 8)
+    config.recompile_limit = max(config.recompile_limit, len(list(buckets.widths())) + 8)
     model.compile(dynamic=False, mode=mode)
+    return (
+        _with_fixed_rows(forward, budget) if mode in _RECORDING_MODES else _with_free_rows(forward)
+    )
 
 
-def with_free_rows(forward: Forward) -> Forward:
+def _with_free_rows(forward: Forward) -> Forward:
     """Wraps a compiled forward so that one graph serves any number of rows."""
 
     def free(features: Features) -> torch.Tensor:
-        tensors = {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
         n_rows = len(features["input_ids"])
-        if n_rows < _MIN_ROWS:
-            with torch.inference_mode(False):  # tensors made inside need graphs of their own
-                twice = {key: value.repeat(_MIN_ROWS, 1) for key, value in tensors.items()}
-            return free(features | twice)[:n_rows]
-        for tensor in tensors.values():
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return forward(features)
+        filled = _filled_up(features, max(n_rows, _MIN_ROWS))
+        for value in filled.values():
+            if isinstance(value, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return forward(filled)[:n_rows]
 
     return free
+
+
+def _with_fixed_rows(forward: Forward, budget: Budget) -> Forward:
+    """Wraps a compiled forward so that all batches of a bucket have the same number of rows."""
+
+    def fixed(features: Features) -> torch.Tensor:
+        n_rows, width = features["input_ids"].shape
+        # A copy: the next replay of a graph overwrites what the last one returned.
+        return forward(_filled_up(features, max(n_rows, budget.n_rows(width))))[:n_rows].clone()
+
+    return fixed
+
+
+def _filled_up(features: Features, n_rows: int) -> Features:
+    """Returns features of `n_rows` rows, the first one repeated where there are fewer."""
+    n_missing = n_rows - len(features["input_ids"])
+    if n_missing == 0:
+        return features
+    with torch.inference_mode(False):  # tensors made inside need graphs of their own
+        return {
+            key: torch.cat([value, value[:1].expand(n_missing, *value.shape[1:])])
+            if isinstance(value, torch.Tensor)
+            else value
+            for key, value in features.items()
+        }
 
 
 def warm_up(encoder: Encoder) -> None:
@@ -51,5 +86,7 @@ def warm_up(encoder: Encoder) -> None:
         return
     for width in reversed(list(encoder.buckets.widths())):
         n_rows = max(_MIN_ROWS, encoder.budget.n_rows(width))
-        tokens = tokenizer.made_up(n_rows, width)
-        encoder.encode(tokens, padded(np.arange(n_rows), width))
+        lengths = np.full(n_rows, width)
+        lengths[-1] = 1  # so that the mask is one that hides something
+        tokens = tokenizer.made_up(lengths)
+        encoder.encode(tokens, encoder.batch_of_all(tokens))

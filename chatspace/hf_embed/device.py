@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
+import numpy as np
 import torch
 
 from chatspace.errors import UnfitEnvironmentError
@@ -81,9 +82,9 @@ def fitting_budget(encode: EncodeSection, encoder: Encoder) -> Budget:
         return budget
     if not isinstance(tokenizer, FastTokenizer) or budget.tokens is None:
         return budget
-    width = encoder.buckets.width(min(_PROBE_WIDTH, encoder.buckets.limit))
-    tokens = tokenizer.made_up(_PROBE_TOKENS // width + 1, width)
-    batch = encoder.plan(tokens)[0]
+    width = min(_PROBE_WIDTH, encoder.buckets.limit)
+    tokens = tokenizer.made_up(np.full(_PROBE_TOKENS // width, width))
+    batch = encoder.batch_of_all(tokens)
     before = torch.cuda.memory_allocated(encoder.device)
     torch.cuda.reset_peak_memory_stats(encoder.device)
     encoder.encode(tokens, batch)

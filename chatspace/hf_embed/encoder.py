@@ -18,7 +18,15 @@ import numpy.typing as npt
 import torch
 
 from chatspace.errors import ModelError
-from chatspace.hf_embed.bucketing import Batch, Buckets, Budget, plan_batches, plan_packs
+from chatspace.hf_embed.bucketing import (
+    Batch,
+    Buckets,
+    Budget,
+    packed,
+    padded,
+    plan_batches,
+    plan_packs,
+)
 from chatspace.hf_embed.tokens import Features, RowTokenizer, Tokens
 
 FloatArray = npt.NDArray[np.float32]
@@ -71,6 +79,13 @@ class Encoder:
         return plan_batches(
             tokens.lengths, buckets=self.buckets, budget=self.budget, trim_to=self.trim_to
         )
+
+    def batch_of_all(self, tokens: Tokens) -> Batch:
+        """Returns one batch with all rows, as the model takes it."""
+        rows = np.argsort(-tokens.lengths, kind="stable")
+        if self.packs:
+            return packed(rows, tokens.lengths)
+        return padded(rows, self.buckets.width(int(tokens.lengths.max())))
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Returns the vectors of some texts, (n_texts, dim), float32, as a shard would have them.

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from chatspace.errors import ModelError
 from chatspace.hf_embed.bucketing import Batch, Buckets, padded
-from chatspace.hf_embed.compiling import compile_model, with_free_rows
+from chatspace.hf_embed.compiling import compile_model
 from chatspace.hf_embed.device import (
     fitting_budget,
     pick_budget,
@@ -89,8 +89,8 @@ def load_encoder(
     compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
     packs = False
     if compiled:
-        compile_model(model, encode.compile_mode, len(list(buckets.widths())))
-        forward = with_free_rows(forward)
+        mode = encode.compile_mode
+        forward = compile_model(model, forward, mode=mode, buckets=buckets, budget=budget)
     else:
         fitting = Fitting(model, tokenizer, _embed(forward, device), device)
         packs = fitting.fit(pack=encode.batching != "buckets", notes=notes)

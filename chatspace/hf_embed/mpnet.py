@@ -7,7 +7,7 @@ their lengths; the attention of its layers is replaced by one that reads them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -34,27 +34,30 @@ def is_mpnet(model: Any) -> bool:
 def pack_mpnet(model: Any) -> Callable[[], None]:
     """Makes a transformers MPNet take joined rows, and only those; returns what undoes it."""
     current = threading.local()  # several threads may be in the same model
+    plain_forward, no_mask = model.forward, torch.empty(1, 1, 1, 1)
 
-    def remember(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        current.groups = kwargs.pop("row_groups")
-        return args, kwargs
+    def forward(*, row_groups: Sequence[Group], **features: Any) -> Any:
+        current.groups = row_groups
+        # A finished mask, which nobody reads: else one of (n_tokens, n_tokens) is made.
+        return plain_forward(attention_mask=no_mask, **features)
 
-    plain = model.encoder.compute_position_bias
+    plain_bias = model.encoder.compute_position_bias
 
     def biases(self: Any, hidden: torch.Tensor) -> list[_Bias]:
         return [
-            _Bias(group, plain(hidden.new_empty(1, group[1], 1)))  # reads the shape alone
+            _Bias(group, plain_bias(hidden.new_empty(1, group[1], 1)))  # reads the shape alone
             for group in current.groups
         ]
 
-    hook = model.register_forward_pre_hook(remember, with_kwargs=True)
+    # Not a hook: sentence-transformers calls `forward` itself.
+    model.forward = forward
     model.encoder.compute_position_bias = MethodType(biases, model.encoder)
     attentions = [layer.attention.attn for layer in model.encoder.layer]
     for attention in attentions:
         attention.forward = MethodType(_attention, attention)
 
     def undo() -> None:
-        hook.remove()
+        del model.forward
         del model.encoder.compute_position_bias
         for attention in attentions:
             del attention.forward

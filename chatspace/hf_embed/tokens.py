@@ -195,15 +195,13 @@ class FastTokenizer:
         self._reset()
         return self.n_special + len(self._encode_whole([self._prompt + text])[0])
 
-    def made_up(self, n_rows: int, width: int) -> FlatTokens:
-        """Returns rows without meaning: one of a single token, the others of `width` tokens."""
-        lengths = np.full(n_rows, width, dtype=np.int64)
-        lengths[-1] = 1
+    def made_up(self, lengths: IntArray) -> FlatTokens:
+        """Returns rows of these lengths without meaning."""
         return FlatTokens(
             ids=np.full(lengths.sum(), self._padding.pad_id, dtype=np.int32),
             starts=np.concatenate(([0], np.cumsum(lengths))),
             lengths=lengths,
-            truncated=np.zeros(n_rows, dtype=np.bool_),
+            truncated=np.zeros(len(lengths), dtype=np.bool_),
             padding=self._padding,
         )
 

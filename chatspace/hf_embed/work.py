@@ -18,6 +18,7 @@ from chatspace.hf_embed.flow import Flow
 from chatspace.hf_embed.metrics import Counters, Reporter
 from chatspace.hf_embed.pipeline import Pipeline, Reader, Rows, Settings
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
+from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.plan.work import SliceOutcome, SliceWork, StageTimes
 from chatspace.shards.table import Vectors, embedding_table
@@ -88,18 +89,24 @@ def prepare_process(threads: int) -> None:
 
 
 def _encoder(work: SliceWork, counters: Counters) -> Any:
-    from chatspace.hf_embed.compiling import warm_up
+    from chatspace.hf_embed.compiling import share_graphs, warm_up
     from chatspace.hf_embed.loading import load_encoder
+    from chatspace.hf_embed.tuning import tuned_budget
 
     model = _pinned(work.plan)
     encode = EncodeSection.model_validate(work.plan.spec["encode"])
+    if encode.compile:
+        share_graphs(Layout(Path(work.plan.workspace)).cache())
     path = work.plan.model.get("path")
     encoder = load_encoder(model, encode, path=path, threads=work.threads)
-    facts = software_facts() | hardware_facts(encoder.runtime["device"])
-    encoder.runtime.update(facts, threads=work.threads)
+    counters.stage = "warming up"
     if encode.compile:
-        counters.stage = "warming up"
         warm_up(encoder)
+    if encoder.device.type == "cpu":
+        n_rows = sum(span.n_rows for span in work.spans)
+        encoder.budget = tuned_budget(encode, encoder, n_rows=n_rows)
+    facts = software_facts() | hardware_facts(encoder.runtime["device"])
+    encoder.runtime.update(facts, threads=work.threads, tokens_per_batch=encoder.budget.tokens)
     return encoder
 
 
