@@ -89,4 +89,5 @@ def warm_up(encoder: Encoder) -> None:
         lengths = np.full(n_rows, width)
         lengths[-1] = 1  # so that the mask is one that hides something
         tokens = tokenizer.made_up(lengths)
-        encoder.encode(tokens, encoder.batch_of_all(tokens))
+        # By the worker that will use the graph: recorded ones belong to their thread.
+        encoder.start(tokens, encoder.batch_of_all(tokens)).result()

@@ -15,8 +15,10 @@ from chatspace.hf_embed.spec import EncodeSection
 from chatspace.hf_embed.tokens import FastTokenizer
 
 GPU_TOKENS_PER_BATCH = 131072
+GPU_PADDED_TOKENS_PER_BATCH = 32768  # a longer batch has rows of more lengths, and more padding
 CPU_TOKENS_PER_BATCH = 2048  # activations of more leave the cache; see docs/benchmarks.md
 GPU_WORKERS = 2
+MOST_CPU_WORKERS = 16  # each holds activations, and Python's lock while it hands over a layer
 _GPU_MEMORY_SHARE = 0.5  # of what is free: the rest is for workspaces and fragments
 _PROBE_TOKENS, _PROBE_WIDTH = 4096, 128
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # Source: malloc.h of glibc
@@ -61,14 +63,17 @@ def pick_workers(encode: EncodeSection, device: torch.device, threads: int, comp
         return encode.workers
     if compiled:  # a recorded graph belongs to the thread that recorded it
         return 1
-    return GPU_WORKERS if device.type == "cuda" else threads if device.type == "cpu" else 1
+    if device.type == "cpu":
+        return min(threads, MOST_CPU_WORKERS)
+    return GPU_WORKERS if device.type == "cuda" else 1
 
 
-def pick_budget(encode: EncodeSection, device: torch.device) -> Budget:
+def pick_budget(encode: EncodeSection, device: torch.device, packs: bool) -> Budget:
     """Returns the size of a batch: as the spec says, else a token budget that suits the device."""
     if encode.batch_size is not None:
         return Budget(rows=encode.batch_size)
-    default = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
+    on_gpu = GPU_TOKENS_PER_BATCH if packs else GPU_PADDED_TOKENS_PER_BATCH
+    default = CPU_TOKENS_PER_BATCH if device.type == "cpu" else on_gpu
     return Budget(tokens=encode.tokens_per_batch or default)
 
 

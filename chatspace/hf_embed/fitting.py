@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from chatspace.hf_embed.bucketing import Batch, packed, padded
 from chatspace.hf_embed.linears import prepack_linears
 from chatspace.hf_embed.mpnet import is_mpnet, pack_mpnet
-from chatspace.hf_embed.packing import PACKED
+from chatspace.hf_embed.packing import PACKED, flash_is_missing
 from chatspace.hf_embed.tokens import FastTokenizer, RowTokenizer, Tokens
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ class Fitting:
             and not self._inner.is_backend_compatible(),
             "flash attention has no float32": on_gpu and self._inner.dtype == torch.float32,
             "flash attention has no biases": on_gpu and own,
+            "flash attention of joined rows needs PyTorch 2.12 or newer": on_gpu
+            and flash_is_missing(),
         }
         return next((reason for reason, holds in obstacles.items() if holds), None)
 

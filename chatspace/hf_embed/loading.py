@@ -83,13 +83,13 @@ def load_encoder(
     limit = set_limit(model, section.max_tokens)
     normalize = take_normalize(model, encode.normalize)
     tokenizer = choose_tokenizer(model, prompt, limit, notes)
-    buckets, budget = pick_buckets(encode, limit), pick_budget(encode, device)
+    buckets = pick_buckets(encode, limit)
     forward = _forward(model)
     dim = _probe(forward, tokenizer, device, section).shape[1]
     compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
     packs = False
     if compiled:
-        mode = encode.compile_mode
+        mode, budget = encode.compile_mode, pick_budget(encode, device, packs=False)
         forward = compile_model(model, forward, mode=mode, buckets=buckets, budget=budget)
     else:
         fitting = Fitting(model, tokenizer, _embed(forward, device), device)
@@ -103,7 +103,7 @@ def load_encoder(
         dim=dim,
         max_tokens=limit if limit < NO_LIMIT else None,
         buckets=buckets,
-        budget=budget,
+        budget=pick_budget(encode, device, packs),
         packs=packs,
         trim_to=None if compiled else TRIM_TO,
         normalize=normalize,

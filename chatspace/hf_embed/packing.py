@@ -13,6 +13,7 @@ Source: `transformers.AttentionInterface`; names and meaning of the arguments as
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from chatspace.hf_embed.bucketing import Group
 
 PACKED = "chatspace_packed"
 _NOT_COVERED = ("softcap", "position_bias", "s_aux", "cache")
-_SCORES_PER_STEP = 2**18  # half a MiB in bfloat16: what a core's second-level cache holds
+_SCORES_PER_STEP = 2**19  # one MiB in bfloat16: what a core's second-level cache holds
 
 
 class States(NamedTuple):
@@ -161,16 +162,21 @@ def _attend_in_steps(states: States, scale: float) -> torch.Tensor:
     q, k, v = (part.reshape(-1, length, part.shape[-1]) for part in states)
     out = torch.empty_like(v)  # (n_rows * n_heads, length, head_dim)
     step = max(1, _SCORES_PER_STEP // length**2)
-    for part in (slice(start, start + step) for start in range(0, len(q), step)):
-        scores = torch.baddbmm(
-            q.new_empty(()).expand(len(q[part]), length, length),
-            q[part],
-            k[part].transpose(1, 2),
-            beta=0,
-            alpha=scale,
-        )  # (step, length, length)
-        torch.bmm(scores.softmax(-1), v[part], out=out[part])
+    scores = q.new_empty(min(step, len(q)), length, length)
+    for start in range(0, len(q), step):
+        part = slice(start, start + step)
+        some = scores[: len(q[part])]  # (step, length, length)
+        torch.baddbmm(some, q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=some)
+        torch.softmax(some, -1, out=some)
+        torch.bmm(some, v[part], out=out[part])
     return out.view(shape)
+
+
+def flash_is_missing() -> bool:
+    """Returns whether this PyTorch is too old for what `_flash` asks of it."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return not {"enable_gqa", "num_splits"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 @lru_cache(maxsize=16)

@@ -58,7 +58,8 @@ class EncodeSection(Section):
     so in the notes of its run.
     """
     tokens_per_batch: int | None = Field(None, gt=0)
-    """Tokens in one forward pass, padding counted [up to 131072 on a GPU, 2048 on a CPU]."""
+    """Tokens in one forward pass, padding counted [on a GPU what fits, up to 131072, or
+    32768 with padding; on a CPU 2048, or what is faster in a long run]."""
     batch_size: int | None = Field(None, gt=0)
     """Rows in one forward pass, instead of a token budget."""
     bucket_min_tokens: int = Field(16, gt=0)
@@ -80,7 +81,7 @@ class EncodeSection(Section):
     normalize: bool | None = None
     """Scale vectors to length one [as the model says]."""
     workers: int | None = Field(None, gt=0)
-    """Forward passes at the same time [one for each CPU thread, 2 on a GPU]."""
+    """Forward passes at the same time [one for each CPU thread up to 16, 2 on a GPU]."""
     prefetch_shards: int = Field(1, gt=0)
     """Shards that wait, tokenised, for the encoder."""
 
