@@ -111,14 +111,15 @@ class FlatTokens:
     def _joined(self, rows: IntArray) -> Features:
         """Returns features of shape (1, n_tokens), and where each row begins.
 
-        The names of the boundaries are those of transformers' flash attention, which
-        sentence-transformers' pooling reads too.
+        The names of the boundaries are those of transformers' `DataCollatorWithFlattening`, which
+        flash attention and sentence-transformers' pooling read.
         """
         pad, lengths = self.padding, self.lengths[rows]  # (n_rows,)
         bounds = np.concatenate(([0], np.cumsum(lengths)))  # (n_rows + 1,)
         position = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)  # (n_tokens,)
         ids = self.ids[np.repeat(self.starts[rows], lengths) + position]
         starts, longest = torch.from_numpy(bounds.astype(np.int32)), int(lengths.max())
+        row = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)  # (n_tokens,)
         features: Features = {
             "input_ids": torch.from_numpy(ids.astype(np.int64))[None],
             "position_ids": torch.from_numpy(position + pad.first_position)[None],
@@ -126,6 +127,7 @@ class FlatTokens:
             "cu_seq_lens_k": starts,
             "max_length_q": longest,
             "max_length_k": longest,
+            "seq_idx": torch.from_numpy(row)[None],  # else the pooling makes it, and waits for it
             "row_groups": equal_lengths(lengths),
         }
         if pad.type_ids:

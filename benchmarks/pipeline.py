@@ -1,0 +1,472 @@
+"""Parquet to Parquet against the encoder alone: what reading, tokenising and writing cost.
+
+    python benchmarks/pipeline.py                              # MiniLM, 4,000 passages
+    python benchmarks/pipeline.py --model FOLDER --device cuda --rows 200000 --rows-per-shard 8192
+    python benchmarks/pipeline.py --rows 1000000 --simulate    # no forward pass: bounds the memory
+
+Each figure comes from processes of their own, in turn: one does what an array task does, from its
+plan to its shards; one begins as such a task and then embeds the same rows, shard by shard, without
+reading or writing. Seconds begin when the model is ready; the start is split up below them.
+
+With `--simulate` the model is loaded and every row is read, tokenised and written, and the forward
+pass gives random vectors at once, so that rows pile up wherever they can.
+
+Needs Linux: memory is read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from corpora import SHAPES, corpus
+from report import hardware, median_ratio, print_table, versions
+
+from chatspace.demo.model import MODEL_NAME, packaged_model
+from chatspace.errors import InterruptedRun
+from chatspace.jobs.attempt import usable_threads
+from chatspace.jobs.setup import set_up
+from chatspace.layout import Layout
+from chatspace.plan.model import Plan
+from chatspace.spec.loading import spec_from_mapping
+
+PACKAGES = ("chatspace", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy")
+MEMORY_LIMIT_MB = 2048
+"""How much more than the loaded model a task may hold."""
+ROUNDS, QUICK_ROWS = 3, 200
+ROWS_PER_GROUP = 50_000
+LIMIT_S = 7200
+PEERS = ("alone", "whole")
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is embedded, and how.
+
+    Attributes:
+        data: a Parquet file with a column `text`.
+        folder: where workspaces are made and removed.
+        sections: further sections of the run spec, `model` with its name among them.
+        simulate: random vectors instead of a forward pass.
+    """
+
+    data: Path
+    folder: Path
+    sections: Facts
+    rows_per_shard: int
+    simulate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the processes found, one entry a round; `alone` is empty where nothing was compared."""
+
+    alone: list[Facts]
+    whole: list[Facts]
+
+
+# What is measured: here, and in the processes started for it
+
+
+def measure(job: Job, rounds: int) -> Measured:
+    """Returns the figures of `rounds` rounds, the two in turn."""
+    found: dict[str, list[Facts]] = {name: [] for name in PEERS}
+    for index in range(rounds):
+        order = PEERS if index % 2 == 0 else PEERS[::-1]
+        for name in order[-1:] if job.simulate else order:
+            print(f"round {index + 1} of {rounds}: {name}", file=sys.stderr)
+            found["whole" if job.simulate else name].append(_run_child(job, name))
+    return Measured(**found)
+
+
+def _run_child(job: Job, name: str) -> Facts:
+    workspace = Path(tempfile.mkdtemp(prefix="workspace-", dir=job.folder))
+    report = workspace / "child.json"
+    try:
+        plan = _plan(job, workspace)
+        run = Layout(workspace).run(plan.run_id)
+        options = ["--simulate"] if job.simulate else []
+        words = ["--child", name, "--plan", str(run.plan), "--report", str(report)]
+        command = [sys.executable, str(Path(__file__).resolve()), *words, *options]
+        started = time.time()
+        done = subprocess.run(
+            [*command, "--started", str(started)], check=False, stdout=sys.stderr, timeout=LIMIT_S
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"The process of {name} ended with code {done.returncode}.")
+        facts: Facts = json.loads(report.read_text(encoding="utf-8"))
+        return _attempt(run.tasks) | facts | {"rows": plan.splits[0].rows}
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _plan(job: Job, workspace: Path) -> Plan:
+    spec = {
+        "kind": "embed",
+        "name": "benchmark",
+        "workspace": str(workspace),
+        "dataset": {"source": "parquet", "path": str(job.data)},
+        "output": {"rows_per_shard": job.rows_per_shard},
+        "slices": {"count": 1},
+        "slurm": {"profile": "local", "log_dir": str(workspace / "logs")},
+        **job.sections,
+    }
+    return set_up(spec_from_mapping(spec, "benchmarks/pipeline.py")).plan
+
+
+def _attempt(tasks: Path) -> Facts:
+    """Returns what the task itself wrote about its execution."""
+    (path,) = tasks.glob("**/*.json")
+    attempt: Facts = json.loads(path.read_text(encoding="utf-8"))["attempts"][-1]
+    return attempt | {"seconds": attempt["elapsed_s"] - attempt["setup_s"]}
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """Takes notes while a task runs as it always does, and may take the place of its stages.
+
+    Attributes:
+        alone: embed the rows of all shards, without reading or writing while the clock runs.
+        simulate: random vectors instead of a forward pass.
+        at: seconds since 1970, by moment.
+        facts: what else was measured.
+    """
+
+    alone: bool
+    simulate: bool
+    at: dict[str, float] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+
+    def loading(self, load_encoder: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that loads an encoder as the given one does, and takes notes."""
+
+        def watched(*args: Any, **options: Any) -> Any:
+            self.at["imported"] = time.time()
+            encoder = load_encoder(*args, **options)
+            self.at["loaded"] = time.time()
+            self.facts["loaded_mb"] = memory_mb("VmRSS")
+            with suppress(OSError):  # where it is not allowed, the peak counts from the start
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            return encoder
+
+        return watched
+
+    def running(self, run: Callable[..., None]) -> Callable[..., None]:
+        """Returns what a pipeline's `run` is replaced with; its encoder is ready by then."""
+
+        def watched(pipeline: Any, spans: Sequence[Any]) -> None:
+            self.at["ready"] = time.time()
+            encoder = pipeline.encoder
+            forward = _stand_in(encoder.dim) if self.simulate else encoder.forward
+            encoder.forward = self._noting_the_first(forward)
+            load = GpuLoad.start() if encoder.device.type == "cuda" else None
+            if self.alone:
+                self._embed(pipeline, spans)
+            else:
+                run(pipeline, spans)
+            self.facts["gpu_busy"] = load.stop() if load else None
+
+        return watched
+
+    def _embed(self, pipeline: Any, spans: Sequence[Any]) -> None:
+        shards = [pipeline.reader.read(span).texts for span in spans]
+        start = time.perf_counter()
+        for texts in shards:
+            pipeline.encoder.embed(texts)
+        self.facts["seconds"] = time.perf_counter() - start
+
+    def _noting_the_first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(features: Any) -> Any:
+            self.at.setdefault("first batch", time.time())
+            return forward(features)
+
+        return noting
+
+
+def _stand_in(dim: int) -> Callable[..., Any]:
+    """Returns a forward pass that costs nothing: random vectors, (n_rows, dim)."""
+    import torch
+
+    def forward(features: Any) -> torch.Tensor:
+        starts = features.get("cu_seq_lens_q")
+        n_rows = len(features["input_ids"]) if starts is None else len(starts) - 1
+        return torch.randn(n_rows, dim)
+
+    return forward
+
+
+def memory_mb(name: str) -> float:
+    """Returns what this process holds now (`VmRSS`) or held at most (`VmHWM`)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"/proc/self/status has no {name}.")
+
+
+def run_as_child(arguments: argparse.Namespace) -> None:
+    """Runs the one slice of a plan, as an array task would, and writes what was measured.
+
+    The encoder alone goes the same way up to the pipeline, so that it has the same settings; the
+    task then finds no shard written and says that it was interrupted.
+    """
+    from chatspace.hf_embed.work import prepare_process
+
+    prepare_process(usable_threads())
+    from chatspace.hf_embed import loading
+    from chatspace.hf_embed.pipeline import Pipeline
+    from chatspace.jobs.task import run_task
+
+    watch = Watch(alone=arguments.child == "alone", simulate=arguments.simulate)
+    loading.load_encoder = watch.loading(loading.load_encoder)
+    Pipeline.run = watch.running(Pipeline.run)  # type: ignore[method-assign]
+    with suppress(InterruptedRun) if watch.alone else nullcontext():
+        run_task(arguments.plan, "train", 0)
+    facts = {"started": arguments.started, **watch.at, **watch.facts}
+    report = json.dumps({**facts, "peak_mb": memory_mb("VmHWM")})
+    arguments.report.write_text(report, encoding="utf-8")
+
+
+# The GPU, as its driver sees it
+
+
+class GpuLoad:
+    """Samples how busy the GPUs are, ten times a second, as `nvidia-smi` says.
+
+    Covered: any kernel at all counts as busy; how much of the GPU it uses is not seen.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._samples: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        self._since = time.perf_counter()
+
+    @classmethod
+    def start(cls) -> GpuLoad | None:
+        """Returns a running sampler; None where there is no `nvidia-smi`."""
+        command = shutil.which("nvidia-smi")
+        if command is None:
+            return None
+        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+        process = subprocess.Popen(
+            [command, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        return cls(process)
+
+    def share(self, since: float, until: float) -> float | None:
+        """Returns the busy share, 0 to 1, between two readings of `perf_counter`."""
+        found = [busy for at, busy in self._samples if since <= at <= until]
+        return statistics.fmean(found) / 100 if found else None
+
+    def stop(self) -> float | None:
+        """Ends the sampling and returns the share since its start."""
+        share = self.share(self._since, time.perf_counter())
+        self._process.terminate()
+        self._process.wait(timeout=10)
+        self._thread.join(timeout=10)
+        return share
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with suppress(ValueError):  # a GPU that cannot say so answers in words
+                self._samples.append((time.perf_counter(), float(line)))
+
+
+# The table
+
+
+def table(found: Measured) -> list[list[object]]:
+    """Returns measure, encoder alone, Parquet to Parquet; medians of the rounds."""
+    alone, whole = found.alone, found.whole
+    rows = [
+        _pair("rows", alone, whole, lambda f: int(f["rows"])),
+        _pair("real tokens", alone, whole, lambda f: whole[0]["n_tokens"]),
+        _pair("seconds", alone, whole, lambda f: f["seconds"]),
+        _pair("rows/s", alone, whole, lambda f: f["rows"] / f["seconds"]),
+        _pair("tokens/s", alone, whole, lambda f: whole[0]["n_tokens"] / f["seconds"]),
+    ]
+    if alone:
+        ratio = median_ratio([f["seconds"] for f in whole], [f["seconds"] for f in alone])
+        rows.append(["overhead over the encoder alone", None, f"{100 * (ratio - 1):.1f} %"])
+    for name in ("loader", "encoder", "writer"):
+        busy, idle = (
+            _median(whole, lambda f, k=key, n=name: f["stages"][n][k])
+            for key in ("busy_s", "idle_s")
+        )
+        rows.append([f"{name}: busy / idle s", None, f"{busy:.2f} / {idle:.2f}"])
+    if any(f["gpu_busy"] is not None for f in whole):
+        rows.append(_pair("GPU busy share", alone, whole, lambda f: f["gpu_busy"]))
+    return [*rows, *_memory_rows(alone, whole), *_start_rows(alone, whole)]
+
+
+def _memory_rows(alone: list[Facts], whole: list[Facts]) -> Iterator[list[object]]:
+    yield _pair("memory with the model loaded, MB", alone, whole, lambda f: f["loaded_mb"])
+    extra = "peak memory above it, MB"
+    yield _pair(extra, alone, whole, lambda f: f["peak_mb"] - f["loaded_mb"])
+    highest = max(f["peak_mb"] - f["loaded_mb"] for f in whole)
+    verdict = "yes" if highest < MEMORY_LIMIT_MB else "NO"
+    yield [f"always below {MEMORY_LIMIT_MB:,} MB", None, verdict]
+
+
+def _start_rows(alone: list[Facts], whole: list[Facts]) -> Iterator[list[object]]:
+    steps = {
+        "start: interpreter and imports s": ("started", "imported"),
+        "start: model load s": ("imported", "loaded"),
+        "start: warming up and tuning s": ("loaded", "ready"),
+        "start: first shard read and tokenised s": ("ready", "first batch"),
+        "start: process to first batch s": ("started", "first batch"),
+    }
+    for name, (begin, end) in steps.items():
+        yield [name, None, _median(whole, lambda f, b=begin, e=end: f[e] - f[b])]
+
+
+def _pair(
+    name: str, alone: list[Facts], whole: list[Facts], figure: Callable[[Facts], Any]
+) -> list[object]:
+    return [name, _median(alone, figure) if alone else None, _median(whole, figure)]
+
+
+def _median(facts: Sequence[Facts], figure: Callable[[Facts], Any]) -> Any:
+    """Returns the median; a count stays a whole number."""
+    found = [value for f in facts if (value := figure(f)) is not None]
+    return statistics.median_low(found) if found else None
+
+
+def print_report(title: str, job: Job, found: Measured, *, model: str, data: str) -> None:
+    """Prints machine, versions, settings and table."""
+    runtime = found.whole[0]["runtime"]
+    names = ("batching", "tokens_per_batch", "dtype", "attention_impl", "device", "threads")
+    print(f"# {title}\n")
+    print("\n".join(hardware()))
+    print(f"- Versions: {versions(*PACKAGES)}")
+    print(f"- Model: {model}")
+    print(f"- Encoder: {', '.join(f'{n} {runtime[n]}' for n in names if n in runtime)}")
+    print(f"- Data: {data}; shards of {job.rows_per_shard:,} rows")
+    print(f"- Rounds: {len(found.whole)}, medians; each a process of its own, in turn\n")
+    print_table(["measure", "encoder alone", "Parquet to Parquet"], table(found))
+
+
+# What is embedded
+
+
+def passages(model: Path, shape: str, n_rows: int) -> list[str]:
+    """Returns rows of English whose lengths in tokens of the model follow `SHAPES[shape]`."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    mean = SHAPES[shape].median * math.exp(SHAPES[shape].sigma ** 2 / 2)
+    texts = corpus(
+        shape, n_tokens=math.ceil(n_rows * mean), count=lambda text: len(tokenizer.encode(text).ids)
+    )
+    return texts[:n_rows]
+
+
+def many(texts: Sequence[str], n_rows: int) -> Iterator[list[str]]:
+    """Yields `n_rows` rows in pieces, drawn from some, so that only a piece is in memory."""
+    rng = random.Random(0)
+    for start in range(0, n_rows, ROWS_PER_GROUP):
+        yield rng.choices(texts, k=min(ROWS_PER_GROUP, n_rows - start))
+
+
+def write_rows(path: Path, pieces: Iterator[list[str]] | list[list[str]]) -> Path:
+    """Writes rows as Parquet, one row group for each piece."""
+    with pq.ParquetWriter(path, pa.schema([("text", pa.string())])) as writer:
+        for piece in pieces:
+            writer.write_table(pa.table({"text": piece}))
+    return path
+
+
+def write_data(arguments: argparse.Namespace, folder: Path) -> tuple[Path, str]:
+    """Writes the rows that the arguments ask for; returns the file and what is in it."""
+    path = folder / "rows.parquet"
+    if arguments.simulate:
+        some = passages(arguments.model, "chat-like", min(5000, arguments.rows))
+        write_rows(path, many(some, arguments.rows))
+        return path, f"{arguments.rows:,} rows of chat-like length, drawn from {len(some):,}"
+    texts = passages(arguments.model, "passages", arguments.rows)
+    write_rows(path, [texts])
+    return path, f"{len(texts):,} passages out of Python's documentation"
+
+
+@contextmanager
+def scratch(folder: Path | None) -> Iterator[Path]:
+    """Gives a folder that is removed at the end, inside `folder` or where temporary files are."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="chatspace-", dir=folder) as made:
+        yield Path(made)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="sentence-transformers folder [MiniLM]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32")
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows-per-shard", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--simulate", action="store_true", help="random vectors, no forward pass")
+    parser.add_argument("--folder", type=Path, help="where to work [the system's temporary folder]")
+    parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK_ROWS} rows")
+    for name in ("--child", "--plan", "--report", "--started"):
+        kind = {"--child": str, "--started": float}.get(name, Path)
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.rounds = QUICK_ROWS, 1
+    arguments.rounds = arguments.rounds or (1 if arguments.simulate else ROUNDS)
+    if arguments.rows_per_shard is None:  # about eight shards, so that the stages overlap
+        arguments.rows_per_shard = max(1, min(8192, -(-arguments.rows // 8)))
+    return arguments
+
+
+def main() -> None:
+    """Prints the table."""
+    arguments = _arguments()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if arguments.child:
+        run_as_child(arguments)
+        return
+    label = arguments.model.name if arguments.model else MODEL_NAME
+    arguments.model = arguments.model or packaged_model()
+    with scratch(arguments.folder) as folder:
+        data, what = write_data(arguments, folder)
+        model = {"name": str(arguments.model.resolve())}
+        model |= {"dtype": arguments.dtype, "device": arguments.device}
+        job = Job(
+            data=data,
+            folder=folder,
+            sections={"model": model},
+            rows_per_shard=arguments.rows_per_shard,
+            simulate=arguments.simulate,
+        )
+        found = measure(job, arguments.rounds)
+        title = "no forward pass" if job.simulate else "against the encoder alone"
+        print_report(f"Parquet to Parquet, {title}", job, found, model=label, data=what)
+
+
+if __name__ == "__main__":
+    main()
