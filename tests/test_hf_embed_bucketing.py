@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatspace.hf_embed.bucketing import (
+    TAIL_BATCHES,
     Buckets,
     Budget,
     equal_lengths,
@@ -89,9 +90,17 @@ def test_plan_packs_holds_each_row_once_within_its_budget(budget: Budget, n: lis
             budget.tokens is None or len(batch.rows) == 1 or batch.n_padded_tokens <= budget.tokens
         )
     # None could have taken the first row of the next: no batch is smaller than it need be.
+    left = int(lengths.sum())
     for batch, following in pairwise(batches):
-        more = batch.n_padded_tokens + lengths[following.rows[0]]
-        assert (budget.tokens or 0) < more or len(batch.rows) == budget.rows
+        tail = budget.tokens is not None and left <= TAIL_BATCHES * budget.tokens
+        size = -(-(budget.tokens or 0) // (2 if tail else 1))
+        assert size < batch.n_padded_tokens + lengths[following.rows[0]] or budget.rows
+        left -= batch.n_padded_tokens
+
+
+def test_plan_packs_ends_in_halves_so_that_workers_end_together() -> None:
+    batches = plan_packs(np.full(150, 10, np.int64), Budget(tokens=100))
+    assert [batch.n_padded_tokens for batch in batches] == [100] * 11 + [50] * 8
 
 
 @given(st.lists(st.integers(1, 5), max_size=30))

@@ -24,6 +24,8 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 Group = tuple[int, int]
 
+TAIL_BATCHES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buckets:
@@ -119,6 +121,8 @@ def equal_lengths(lengths: IntArray) -> list[Group]:
 def plan_packs(lengths: IntArray, budget: Budget) -> list[Batch]:
     """Puts each row that has tokens into exactly one batch of joined rows.
 
+    The last `TAIL_BATCHES` are cut in halves, so that workers that take turns end together.
+
     Args:
         lengths: real tokens of each row, (n_rows,).
         budget: the size of a batch; a row above it is a batch of its own.
@@ -131,15 +135,24 @@ def plan_packs(lengths: IntArray, budget: Budget) -> list[Batch]:
     batches: list[Batch] = []
     start = 0
     while start < len(order):
-        if budget.rows is not None:
-            stop = start + budget.rows
-        else:
-            assert budget.tokens is not None
-            before = int(ends[start - 1]) if start else 0
-            stop = int(np.searchsorted(ends, before + budget.tokens, side="right"))
-        batches.append(packed(order[start : max(stop, start + 1)], lengths))
-        start = max(stop, start + 1)
+        stop = start + (budget.rows or _n_joined(ends, start, budget.tokens or 1))
+        batches.append(packed(order[start:stop], lengths))
+        start = stop
     return batches
+
+
+def _n_joined(ends: IntArray, start: int, n_tokens: int) -> int:
+    """Returns how many rows go into one batch, at least one.
+
+    Args:
+        ends: where each row ends if all are joined, (n_rows,).
+        start: the first row of the batch.
+        n_tokens: what a batch holds.
+    """
+    before = int(ends[start - 1]) if start else 0
+    if ends[-1] - before <= TAIL_BATCHES * n_tokens:
+        n_tokens = -(-n_tokens // 2)
+    return max(1, int(np.searchsorted(ends, before + n_tokens, side="right")) - start)
 
 
 def plan_batches(
