@@ -174,7 +174,7 @@ def test_run_failing_slice_says_why_and_where_its_log_is(
     (tmp_path / "data" / "train.parquet").write_bytes(b"overwritten")
     done = chatspace("run", str(run_folder(tmp_path)))
     assert done.returncode == ExitCode.USER_INPUT
-    assert "train.parquet" in done.stderr.splitlines()[-1]
+    assert "Input changed: " in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ plan = SimpleNamespace(
 work.prepare_process(1)
 started = time.monotonic()
 try:
-    encoder = work._encoder(SimpleNamespace(plan=plan, threads=1), Counters())
+    encoder = work._encoder(SimpleNamespace(plan=plan, threads=1, spans=()), Counters())
     print("dim", encoder.dim)
 except ModelError as error:
     print("error", error)

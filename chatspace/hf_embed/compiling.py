@@ -8,6 +8,7 @@ fixed: there a smaller batch is filled up with copies of its first row.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.hf_embed.device import cpu_name
 from chatspace.hf_embed.encoder import Encoder, Forward
 from chatspace.hf_embed.tokens import FastTokenizer, Features
 
@@ -24,7 +26,8 @@ _RECORDING_MODES = ("reduce-overhead", "max-autotune")
 
 def share_graphs(cache: Path) -> None:
     """Has the compiler keep what it made below `cache`, for the other tasks of this workspace."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
+    processor = re.sub(r"\W+", "-", cpu_name())  # code for one is not for another
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor" / processor))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
 
 
@@ -32,12 +35,17 @@ def compile_model(
     model: Any, forward: Forward, *, mode: str | None, buckets: Buckets, budget: Budget
 ) -> Forward:
     """Compiles a model in place and returns its forward; the first calls make the graphs."""
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, len(list(buckets.widths())) + 8)
     model.compile(dynamic=False, mode=mode)
-    return (
-        _with_fixed_rows(forward, budget) if mode in _RECORDING_MODES else _with_free_rows(forward)
-    )
+    n_graphs = len(list(buckets.widths())) + 8
+
+    def with_enough_graphs(features: Features) -> torch.Tensor:
+        # Said in each call, because it is a setting of the thread that makes the graphs.
+        torch._dynamo.config.recompile_limit = n_graphs
+        return forward(features)
+
+    if mode in _RECORDING_MODES:
+        return _with_fixed_rows(with_enough_graphs, budget)
+    return _with_free_rows(with_enough_graphs)
 
 
 def _with_free_rows(forward: Forward) -> Forward:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,7 +96,8 @@ def fitting_budget(encode: EncodeSection, encoder: Encoder) -> Budget:
     encoder.encode(tokens, batch)
     peak = torch.cuda.max_memory_allocated(encoder.device) - before
     free, _ = torch.cuda.mem_get_info(encoder.device)
-    room = int(free * _GPU_MEMORY_SHARE * batch.n_padded_tokens / encoder.workers / max(1, peak))
+    # By the usual number of workers, not theirs: what a batch is must not depend on it.
+    room = int(free * _GPU_MEMORY_SHARE * batch.n_padded_tokens / GPU_WORKERS / max(1, peak))
     return Budget(tokens=min(budget.tokens, 2 ** max(0, room.bit_length() - 1)))
 
 
@@ -108,5 +110,18 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    # Older ones refuse more than 32 MiB, and the second call alone would make things worse.
+    if libc.mallopt(_M_MMAP_THRESHOLD, 2**30) or libc.mallopt(_M_MMAP_THRESHOLD, 2**25):
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as Linux says it, else the architecture."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from chatspace.hf_embed.bucketing import (
     plan_packs,
 )
 from chatspace.hf_embed.tokens import Features, RowTokenizer, Tokens
+from chatspace.hf_embed.workers import Workers
 
 FloatArray = npt.NDArray[np.float32]
 Forward = Callable[[Features], torch.Tensor]
@@ -70,7 +71,7 @@ class Encoder:
     notes: list[str] = field(default_factory=list)
     _smallest_split: int | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _pool: Workers | None = field(default=None, init=False)
 
     def plan(self, tokens: Tokens) -> list[Batch]:
         """Returns the batches of a shard; rows without tokens are in none of them."""
@@ -104,18 +105,13 @@ class Encoder:
         """Has a worker do `encode`."""
         if self._pool is None:
             each = max(1, self.threads // self.workers)
-            self._pool = ThreadPoolExecutor(
-                self.workers,
-                thread_name_prefix="encoder",
-                initializer=torch.set_num_threads,  # it is a setting of the thread that calls it
-                initargs=(each,),
-            )
+            self._pool = Workers(self.workers, each)
         return self._pool.submit(self.encode, tokens, batch)
 
     def close(self) -> None:
         """Ends the workers after what they have in hand."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
             self._pool = None
 
     def encode(self, tokens: Tokens, batch: Batch) -> FloatArray:
@@ -194,7 +190,7 @@ def to_host(vectors: torch.Tensor) -> FloatArray:
     host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
     host.copy_(vectors, non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    copied.record()
+    copied.record(torch.cuda.current_stream(vectors.device))
     copied.synchronize()  # Python's lock is free meanwhile, for the thread with the next batch
     return host.numpy().copy()
 

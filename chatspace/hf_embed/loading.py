@@ -93,7 +93,7 @@ def load_encoder(
         forward = compile_model(model, forward, mode=mode, buckets=buckets, budget=budget)
     else:
         fitting = Fitting(model, tokenizer, _embed(forward, device), device)
-        packs = fitting.fit(pack=encode.batching != "buckets", notes=notes)
+        packs = fitting.fit(pack=_may_pack(section, encode), notes=notes)
         if encode.compile:
             notes.append("Not compiled: the batches of this model have no fixed lengths.")
     encoder = Encoder(
@@ -111,10 +111,16 @@ def load_encoder(
         threads=threads,
         notes=notes,
     )
-    if device.type == "cuda":
+    if device.type == "cuda" and not compiled:
         encoder.budget = fitting_budget(encode, encoder)
     encoder.runtime.update(_model_facts(model, section, device), **_batch_facts(encoder, compiled))
     return encoder
+
+
+def _may_pack(section: ModelSection, encode: EncodeSection) -> bool:
+    """Returns whether rows may be joined; an attention that the spec names is not replaced."""
+    free = section.attention_impl == "auto" or section.attention_impl.startswith("flash_attention")
+    return encode.batching != "buckets" and free
 
 
 def quiet_libraries() -> None:

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 
 from chatspace.hf_embed.bucketing import Group
-from chatspace.hf_embed.packing import Scope, States, attend_rows, rows_of
-
-
-@dataclass(frozen=True, slots=True)
-class _Bias:
-    """A group of rows of one length and the bias of their tokens, (1, n_heads, length, length)."""
-
-    group: Group
-    bias: torch.Tensor
+from chatspace.hf_embed.packing import Scope, States, attend_groups
 
 
 def is_mpnet(model: Any) -> bool:
@@ -43,9 +34,10 @@ def pack_mpnet(model: Any) -> Callable[[], None]:
 
     plain_bias = model.encoder.compute_position_bias
 
-    def biases(self: Any, hidden: torch.Tensor) -> list[_Bias]:
+    def biases(self: Any, hidden: torch.Tensor) -> list[tuple[Group, torch.Tensor]]:
+        """Returns the groups of rows, each with its bias, (1, n_heads, length, length)."""
         return [
-            _Bias(group, plain_bias(hidden.new_empty(1, group[1], 1)))  # reads the shape alone
+            (group, plain_bias(hidden.new_empty(1, group[1], 1)))  # reads the shape alone
             for group in current.groups
         ]
 
@@ -69,18 +61,11 @@ def _attention(
     self: Any,
     hidden: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    position_bias: Any = (),
+    position_bias: Sequence[tuple[Group, torch.Tensor]] = (),
     **_: Any,
 ) -> tuple[torch.Tensor]:
     """Takes the place of `MPNetSelfAttention.forward`; `hidden` is (1, n_tokens, hidden_size)."""
     heads = (self.num_attention_heads, self.attention_head_size)
     q, k, v = (linear(hidden)[0].view(-1, *heads) for linear in (self.q, self.k, self.v))
-    out = torch.empty_like(q)  # (n_tokens, n_heads, head_dim)
-    start = 0
-    for part in position_bias:
-        n_rows, length = part.group
-        piece = slice(start, start + n_rows * length)
-        states = States(*(rows_of(s[piece], length) for s in (q, k, v)))
-        rows_of(out[piece], length).copy_(attend_rows(states, part.bias, Scope()))
-        start += n_rows * length
+    out = attend_groups(States(q, k, v), position_bias, Scope())  # (n_tokens, n_heads, head_dim)
     return (self.o(out.flatten(1)[None]),)

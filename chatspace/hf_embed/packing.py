@@ -14,7 +14,7 @@ Source: `transformers.AttentionInterface`; names and meaning of the arguments as
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from chatspace.hf_embed.bucketing import Group
 
 PACKED = "chatspace_packed"
 _NOT_COVERED = ("softcap", "position_bias", "s_aux", "cache")
+_REMEMBERED_LENGTH = 1024  # a mask is a MiB then; those of longer rows are made each time
 _SCORES_PER_STEP = 2**19  # one MiB in bfloat16: what a core's second-level cache holds
 
 
@@ -122,12 +123,26 @@ def _by_length(states: States, groups: Sequence[Group], scope: Scope) -> torch.T
     n_shared = q.shape[1] // k.shape[1]
     if n_shared > 1:  # heads that share keys and values get copies
         k, v = (part.repeat_interleave(n_shared, dim=1) for part in (k, v))
-    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    masked = [(group, _mask(group[1], scope)) for group in groups]
+    return attend_groups(States(q, k, v), masked, scope)
+
+
+def attend_groups(
+    states: States, groups: Iterable[tuple[Group, torch.Tensor | None]], scope: Scope
+) -> torch.Tensor:
+    """Returns the attention of joined rows, each (n_tokens, n_heads, head_dim).
+
+    Args:
+        states: as many heads of each.
+        groups: runs of rows of one length, each with the mask of `attend_rows`.
+        scope: the same for all.
+    """
+    out = torch.empty_like(states.v)
     start = 0
-    for n_rows, length in groups:
+    for (n_rows, length), mask in groups:
         piece = slice(start, start + n_rows * length)
-        rows = States(*(rows_of(part[piece], length) for part in (q, k, v)))
-        rows_of(out[piece], length).copy_(attend_rows(rows, _mask(length, scope), scope))
+        rows = States(*(rows_of(part[piece], length) for part in states))
+        rows_of(out[piece], length).copy_(attend_rows(rows, mask, scope))
         start += n_rows * length
     return out
 
@@ -179,14 +194,21 @@ def flash_is_missing() -> bool:
     return not {"enable_gqa", "num_splits"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
-@lru_cache(maxsize=16)
 def _mask(length: int, scope: Scope) -> torch.Tensor | None:
     """Returns which tokens see each other, (length, length), None where a plain pass will do."""
     if scope.window is None or scope.window >= length:
         return None
+    return (_remembered if length <= _REMEMBERED_LENGTH else _seen)(length, scope)
+
+
+def _seen(length: int, scope: Scope) -> torch.Tensor:
+    assert scope.window is not None
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     seen = distance.abs() < scope.window
     return seen & (distance >= 0) if scope.causal else seen
+
+
+_remembered = lru_cache(maxsize=64)(_seen)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,8 @@
     loader (thread)  ──tokens──▶  encoder (calling thread, and its workers)  ──vectors──▶  writer
 
 What is handed on are whole shards. Memory is bounded by the one that is read, `prefetch_shards`
-that wait, the one or two that are encoded, one that waits to be written and one that is written.
+that wait, those whose batches the workers have (one or two, unless shards are smaller than
+batches), one that waits to be written and one that is written.
 A shard's vectors depend on that shard alone: nothing is carried over between shards, and no batch
 mixes them; but while the last batches of a shard are encoded, those of the next begin.
 """
@@ -202,6 +203,7 @@ class Pipeline:
             if shard.is_whole:
                 self._encoded.put(shard, self.clocks["encoder"])
             self._start_batches(shard)
+            del shard  # else it lives on while the next one is waited for
         while self._started and not self._must_stop(self._started[0].shard):
             self._finish_batch()
 
@@ -239,7 +241,7 @@ class Pipeline:
 
     def _wait(self, vectors: Future[FloatArray]) -> FloatArray:
         while not wait([vectors], timeout=POLL_S).done:
-            self.flow.check()
+            self.flow.wait("waiting for a forward pass")
         return vectors.result()
 
     def _must_stop(self, shard: _Shard) -> bool:
@@ -261,6 +263,7 @@ class Pipeline:
                 start = time.perf_counter()
                 self._write_shard(shard)
                 self._commit_s = time.perf_counter() - start
+            del shard
             self.flow.moved()
 
     def _write_shard(self, shard: _Shard) -> None:

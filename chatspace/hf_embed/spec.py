@@ -25,7 +25,10 @@ class ModelSection(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """`auto`, `cpu`, `mps` or `cuda`."""
     attention_impl: str = "auto"
-    """Attention implementation of transformers, such as `sdpa`, `eager` or `flash_attention_2`."""
+    """Attention implementation of transformers, such as `sdpa`, `eager` or `flash_attention_2`.
+
+    Rows are packed with `auto` and with those of flash attention.
+    """
     prompt: str | None = None
     """Text put before every row."""
     prompt_name: str | None = None
@@ -112,3 +115,13 @@ class EmbedSpec(RunSpec):
     kind: Literal["embed"]
     model: ModelSection = ModelSection()
     encode: EncodeSection = EncodeSection()
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> EmbedSpec:
+        attention = self.model.attention_impl
+        if self.encode.batching == "pack" and attention in {"sdpa", "eager", "flex_attention"}:
+            raise ValueError(
+                f"model.attention_impl: {attention} and encode.batching: pack exclude each other; "
+                "leave attention_impl out, or use batching: buckets"
+            )
+        return self

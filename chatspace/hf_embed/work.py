@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import time
@@ -183,22 +182,12 @@ def hardware_facts(device: str) -> dict[str, Any]:
     """Returns the name of the processor, and of the GPU and its driver where one is used."""
     import torch
 
+    from chatspace.hf_embed.device import cpu_name
+
     if not device.startswith("cuda"):
         return {"device_name": cpu_name(), "gpu": None, "driver": None}
     name = torch.cuda.get_device_name(device)
     return {"device_name": name, "gpu": name, "driver": driver_version()}
-
-
-def cpu_name() -> str:
-    """Returns the processor's name as Linux says it, else the architecture."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def driver_version() -> str | None:
