@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     (*KIND_ROOMS, "jobs"),
     ("api",),
     ("demo", "flag_command"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )

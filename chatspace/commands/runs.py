@@ -1,0 +1,191 @@
+"""Commands that plan, start, do and prove a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chatspace import __version__
+from chatspace.commands.arguments import (
+    ConfigOption,
+    OutOption,
+    RunArgument,
+    SetOption,
+    SpecArgument,
+    SpecOrRunArgument,
+    WorkersOption,
+    WorkspaceOption,
+    one_of,
+    set_up_file,
+    spec_or_run,
+    set_up_spec,
+)
+from chatspace.commands.output import configure_logging, print_rich, say
+
+if TYPE_CHECKING:
+    from chatspace.jobs.setup import SetUp
+    from chatspace.plan.model import Plan
+
+
+def setup(
+    spec: SpecArgument = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    out: OutOption = Path(),
+) -> None:
+    """Plan a run and write its batch scripts."""
+    from chatspace.jobs.overview import setup_lines
+
+    say("\n".join(setup_lines(set_up_file(one_of(spec, config), set_ or [], out))))
+
+
+def submit(
+    spec: SpecOrRunArgument = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    out: OutOption = Path(),
+    workspace: WorkspaceOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Although jobs of the run are active.")
+    ] = False,
+) -> None:
+    """Set up and submit to SLURM, with a gather job."""
+    from functools import partial
+
+    from chatspace.api import Run, check_submittable
+    from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.jobs.submissions import submit_all
+
+    check = partial(check_submittable, executor="sbatch", again=again)
+    done = spec_or_run(one_of(spec, config), set_ or [], out, workspace, check=check)
+    if Run(done.plan).is_complete() and not again:
+        say(f"{done.plan.run_id}: complete and gathered already, nothing submitted")
+        return
+    for job in submit_all(done, SlurmScheduler(), again=again):
+        what = (
+            f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"
+        )
+        say(f"job {job.job_id}: {what}")
+    folder = Path(done.plan.workspace) / "runs" / done.plan.run_id
+    say(f"\nNext:\n  chatspace status {shlex.quote(str(folder))}")
+
+
+def run(
+    spec: SpecOrRunArgument = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Run everything on this machine, without SLURM."""
+    done = spec_or_run(one_of(spec, config), set_ or [], None, workspace)
+    _show_summary(done.plan, *_run_here(done, workers))
+
+
+def task(
+    plan: Annotated[Path, typer.Option("--plan", help="The run's plan.json.")],
+    split: Annotated[str, typer.Option("--split", help="Split of the dataset.")],
+    slice_: Annotated[int, typer.Option("--slice", help="Slice of the split.")],
+    of: Annotated[int | None, typer.Option("--of", help="Slices the caller knows of.")] = None,
+) -> None:
+    """Do one slice: what an array task calls."""
+    from chatspace.jobs.task import run_task
+
+    configure_logging()
+    run_task(plan, split, slice_, of=of)
+
+
+def gather(
+    run: RunArgument,
+    workspace: WorkspaceOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard again.")] = False,
+) -> None:
+    """Prove that every row was done once, and publish."""
+    from chatspace.api import open_run
+    from chatspace.jobs.gather import gather_run
+
+    plan = open_run(run, workspace=workspace).plan
+    for item in gather_run(plan, verify=verify):
+        total = item.content["rows_total"]
+        say(f"{plan.run_id} {item.split}: {total:,} rows accounted for; {item.manifest}")
+
+
+def verify(run: RunArgument, workspace: WorkspaceOption = None) -> None:
+    """Read all shards again and compare."""
+    from chatspace.api import open_run
+    from chatspace.jobs.gather import verify_run
+
+    plan = open_run(run, workspace=workspace).plan
+    for split, n_shards in verify_run(plan).items():
+        say(f"{plan.run_id} {split}: {n_shards:,} shards verified")
+
+
+def embed_hf(context: typer.Context) -> None:
+    """Embed here, with a run spec given as flags."""
+    from chatspace.flag_command import parse_flags
+
+    parsed = parse_flags("embed", "chatspace embed-hf", context.args)
+    done = set_up_spec(parsed.spec)
+    _show_summary(done.plan, *_run_here(done, parsed.workers))
+
+
+def schema(
+    kind: Annotated[str, typer.Option("--kind", help="Kind of run.")] = "embed",
+) -> None:
+    """Print the JSON schema of run specs, for editors."""
+    from chatspace.spec.schema import json_schema
+
+    say(json.dumps(json_schema(kind), indent=2))
+
+
+def demo(
+    workers: WorkersOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Embed 5,000 passages of documentation, and draw."""
+    from chatspace.demo.run import prepare_demo, write_demo_map
+    from chatspace.resources import resource_dir
+
+    started = time.monotonic()
+    spec_path = resource_dir("setups") / "demo.yaml"
+    done = set_up_file(str(spec_path), set_ or [], None, prepare=prepare_demo)
+    gathered, _ = _run_here(done, workers)
+    pictures = write_demo_map(done.plan)
+    _show_summary(done.plan, gathered, time.monotonic() - started, pictures)
+
+
+def version() -> None:
+    """Print the version."""
+    say(f"chatspace {__version__}")
+
+
+def _run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
+    from chatspace.jobs.gather import gather_run
+    from chatspace.jobs.local import rows_done, run_local, slice_labels
+    from chatspace.jobs.overview import running_lines
+    from chatspace.jobs.progress import LiveProgress
+
+    started, plan = time.monotonic(), done.plan
+    say("\n".join(running_lines(done)))
+    present, labels = rows_done(plan), slice_labels(plan)
+    if all(present[i] == rows for i, (_, rows) in enumerate(labels)):
+        say(f"{plan.run_id}: every shard is there already, nothing to embed")
+    else:
+        with LiveProgress(labels, rows_done=present) as progress:
+            run_local(plan, workers=workers, progress=progress)
+    return gather_run(plan), time.monotonic() - started
+
+
+def _show_summary(plan: Plan, gathered: Any, elapsed_s: float, pictures: Any = ()) -> None:
+    from chatspace.jobs.overview import reading_steps, summary_of
+    from chatspace.jobs.summary import render_summary
+
+    steps = reading_steps(plan)
+    summary = summary_of(plan, gathered, elapsed_s=elapsed_s, pictures=pictures, next_steps=steps)
+    say("")
+    print_rich(render_summary(summary))
