@@ -22,8 +22,8 @@ from chatspace.commands.arguments import (
     WorkspaceOption,
     one_of,
     set_up_file,
-    spec_or_run,
     set_up_spec,
+    spec_or_run,
 )
 from chatspace.commands.output import configure_logging, print_rich, say
 

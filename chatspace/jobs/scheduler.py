@@ -54,6 +54,10 @@ class Scheduler(Protocol):
         """Returns the state of each element `job_array` of the jobs, as far as it is known."""
         ...
 
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Cancels jobs; those that have ended are passed over."""
+        ...
+
 
 class SlurmScheduler:
     """sbatch, squeue and sacct on this machine's PATH."""
@@ -102,6 +106,15 @@ class SlurmScheduler:
         wanted = set(job_ids)
         states.update({k: v for k, v in queue.items() if k.split("_")[0] in wanted})
         return states
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Cancels whole jobs with scancel, which passes over those that have ended.
+
+        Raises:
+            UnfitEnvironmentError: scancel is missing or refuses.
+        """
+        if job_ids:
+            _run(["scancel", "--quiet", *job_ids])
 
 
 def _parse_states(text: str) -> dict[str, str]:

@@ -1,0 +1,87 @@
+"""Why an array task failed: told apart by the error, else by the exit code, else by SLURM's state."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from chatspace.errors import ExitCode, OutputError, UnfitEnvironmentError, UserError
+
+# What to do about each cause; the order is the one in which they are listed.
+CAUSES = {
+    "input": "Correct the spec or the data; the same task would fail again.",
+    "output": "Make the output folder writable, or free space, then resubmit.",
+    "gpu_memory": "Lower encode.tokens_per_batch or model.max_tokens, or use a larger GPU.",
+    "host_memory": "Raise slurm.mem_gb, or lower encode.prefetch_shards or output.rows_per_shard.",
+    "walltime": "Raise slurm.time or slurm.grace_s; a resubmitted task goes on where it stopped.",
+    "node": "Resubmit: it avoids nodes on which tasks failed twice.",
+    "environment": "Run `chatspace doctor` on the spec: image, binds, environment or driver are amiss.",
+    "cancelled": "Resubmit when you want the rest.",
+    "killed": "Read the end of its log; if it was the kernel's memory killer, raise slurm.mem_gb.",
+    "crash": "Read the end of its log; a native library crashed.",
+    "bug": "Read the end of its log and report it.",
+    "unknown": "Read the end of its log.",
+}
+
+# Errors of the machine below the file, not of the file: another node may read and write it.
+_NODE_ERRNOS = frozenset(
+    [errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.ETIMEDOUT]
+)
+_GPU_FAULTS = ("cuda error", "cuda driver", "cudnn error", "cublas error", "nvml", "ecc error")
+_SIGNAL_CAUSES = {6: "crash", 7: "crash", 8: "crash", 9: "killed", 11: "crash", 15: "cancelled"}
+_STATE_CAUSES = {
+    "OUT_OF_MEMORY": "host_memory",
+    "TIMEOUT": "walltime",
+    "DEADLINE": "walltime",
+    "NODE_FAIL": "node",
+    "BOOT_FAIL": "node",
+    "LAUNCH_FAILED": "node",
+    "CANCELLED": "cancelled",
+    "PREEMPTED": "cancelled",
+}
+CONTAINER_FAILED = 255  # what singularity and apptainer exit with where they cannot start
+
+
+def cause_of(error: BaseException) -> str:
+    """Returns the cause of an error that ended a task, a key of `CAUSES`."""
+    chain = list(_chain(error))
+    for link in chain:
+        if type(link).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            return "gpu_memory"
+        if isinstance(link, MemoryError):
+            return "host_memory"
+        if isinstance(link, OSError) and link.errno in _NODE_ERRNOS:
+            return "node"
+        if isinstance(link, RuntimeError) and any(w in str(link).lower() for w in _GPU_FAULTS):
+            return "node"
+    if isinstance(error, OutputError):
+        return "output"
+    if isinstance(error, UserError):
+        return "input"
+    return "environment" if isinstance(error, UnfitEnvironmentError) else "bug"
+
+
+def cause_of_exit(exit_code: int) -> str:
+    """Returns the cause that an exit code of the task's process tells of, a key of `CAUSES`."""
+    if exit_code > 128 and exit_code != CONTAINER_FAILED:
+        return _SIGNAL_CAUSES.get(exit_code - 128, "killed")
+    known = {
+        int(ExitCode.BUG): "bug",
+        int(ExitCode.USER_INPUT): "input",
+        int(ExitCode.ENVIRONMENT): "environment",
+        CONTAINER_FAILED: "environment",
+    }
+    return known.get(exit_code, "unknown")
+
+
+def cause_of_state(state: str) -> str | None:
+    """Returns the cause that a final state of SLURM tells of, None where it tells of none."""
+    return _STATE_CAUSES.get(state)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
