@@ -23,6 +23,11 @@ def split_label(dataset: str, split: str) -> str:
     return f"{path_component(dataset)}/{path_component(split)}"
 
 
+def slice_manifest_name(shard_start: int, shard_stop: int) -> str:
+    """Returns the name of a slice's manifest, after its shards: regrouping overwrites nothing."""
+    return f"{shard_start:05d}-{shard_stop:05d}"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths below one workspace root."""
@@ -32,6 +37,10 @@ class Layout:
     def staged(self) -> Path:
         """Folder of the datasets that were converted to Parquet."""
         return self.workspace / "datasets" / "processed"
+
+    def hub_cache(self, hf_home: str | None) -> Path:
+        """Folder that hub models are staged to: the profile's cache of the hub, else one here."""
+        return (Path(hf_home) if hf_home else self.workspace / "models") / "hub"
 
     def cache(self) -> Path:
         """Folder of caches that any task may use."""
@@ -82,13 +91,38 @@ class RunLayout:
         """Output of the local executor when it runs in the background."""
         return self.folder / "local.log"
 
-    def task_manifest(self, split: str, shard_start: int, shard_stop: int) -> Path:
-        """Task manifest of a slice, named after its shards: regrouping overwrites nothing."""
-        return self.tasks / f"{path_component(split)}-{shard_start:05d}-{shard_stop:05d}.json"
+    @property
+    def repairs(self) -> Path:
+        """Folder of the repairs: `001/repair.json` and its script, and so on."""
+        return self.folder / "repairs"
 
-    def event_log(self, split: str, slice_index: int) -> Path:
-        """Event log of a slice."""
-        return self.events / f"{path_component(split)}-{slice_index:05d}.jsonl"
+    @property
+    def probe(self) -> Path:
+        """What a probe measured; its plan and script lie in `probe_folder`."""
+        return self.folder / "probe.json"
+
+    @property
+    def probe_folder(self) -> Path:
+        """Folder of the probe's plan and script, and of the shards that it drops again."""
+        return self.folder / "probe"
+
+    @property
+    def report(self) -> Path:
+        """Prediction and outcome of the run, and what to ask for next time."""
+        return self.folder / "report.json"
+
+    def claims(self, split: str) -> Path:
+        """Folder of the claims on a split's shards, while they are worked on."""
+        return self.folder / "claims" / path_component(split)
+
+    def task_manifest(self, split: str, name: str) -> Path:
+        """Task manifest of a part of a split; see `slice_manifest_name` for that of a slice."""
+        return self.tasks / f"{path_component(split)}-{name}.json"
+
+    def event_log(self, split: str, task: int | str) -> Path:
+        """Event log of a slice, by its index, or of another task, by its name."""
+        name = f"{task:05d}" if isinstance(task, int) else task
+        return self.events / f"{path_component(split)}-{name}.jsonl"
 
 
 def find_workspace(chosen: str | None, fallback: str | None = None) -> Path:

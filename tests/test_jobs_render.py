@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 from chatspace.errors import SpecError
+from chatspace.jobs.events import read_events
 from chatspace.jobs.render import (
+    ArrayJob,
     array_jobs,
     directive_lines,
+    lanes_of,
     missing_command,
     ranges_text,
     render_array,
     render_gather,
 )
+from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from tests.plans import plan_of, split_plan
 
@@ -49,11 +53,17 @@ def scripts() -> dict[str, str]:
     plain, inside = plan_of(), container_plan()
     conda = plan_of(slurm={"profile": "princeton"})
     several = plan_of(splits=(split_plan("train"), split_plan("test", rows=300)))
+    lanes = plan_of(slurm={"gpus_per_task": 4, "nodes": 2, "gpu_type": "h200"})
+    repair = ArrayJob(
+        split="test", rows=200, count=2, script="embed.slurm", repair=3, exclude=("n1", "n2")
+    )
     return {
         "embed-generic.slurm": render_array(plain, array_jobs(plain)[0]),
         "embed-container.slurm": render_array(inside, array_jobs(inside)[0]),
         "embed-modules.slurm": render_array(conda, array_jobs(conda)[0]),
         "embed-split.slurm": render_array(several, array_jobs(several)[1]),
+        "embed-lanes.slurm": render_array(lanes, array_jobs(lanes)[0]),
+        "embed-repair.slurm": render_array(several, repair),
         "gather-container.slurm": render_gather(inside),
     }
 
@@ -145,6 +155,44 @@ def test_render_directive_of_chatspace_in_extra_is_refused() -> None:
         render_array(plan, array_jobs(plan)[0])
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "noted"), [(0, False), (75, False), (1, True), (137, True), (4, True)]
+)
+def test_render_task_that_ends_badly_is_noted_in_its_event_log(
+    exit_code: int, noted: bool, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path / "it's 100%")
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    run.events.mkdir(parents=True)
+    plan = replace_cluster(plan, venv=None, setup=[f"python() {{ return {exit_code}; }}"])
+    env = {
+        "PATH": os.environ["PATH"],
+        "SLURM_ARRAY_JOB_ID": "12",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_RESTART_COUNT": "1",
+        "SLURMD_NODENAME": "n7",
+    }
+    text = render_array(plan, array_jobs(plan)[0]).replace("scontrol requeue", "true")
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=20, env=env)
+    assert done.returncode == exit_code, done.stderr
+    events, _ = read_events(run.event_log("train", 2))
+    expected = {"event": "ended", "attempt": "12_2.r1", "host": "n7", "exit_code": exit_code}
+    assert [expected] * noted == [
+        {key: event[key] for key in event if key != "time"} for event in events
+    ]
+
+
+def test_lanes_are_one_for_each_gpu_of_each_node() -> None:
+    plan = plan_of(slurm={"gpus_per_task": 4, "nodes": 2, "gpu_type": "h200"})
+    assert lanes_of(plan.cluster) == 8
+    text = render_array(plan, array_jobs(plan)[0])
+    assert "#SBATCH --ntasks-per-node=4\n" in text and "#SBATCH --gres=gpu:h200:4\n" in text
+    by_process = replace_cluster(plan, gpu_directive="gpus-per-task")
+    text = render_array(by_process, array_jobs(plan)[0])
+    assert "#SBATCH --gpus-per-task=h200:1\n" in text
+    assert lanes_of(plan_of(slurm={"gpus_per_task": 0}).cluster) == 1
+
+
 def test_directive_lines_zero_stays_and_false_goes() -> None:
     lines = directive_lines({"nice": 0, "requeue": True, "exclusive": False, "qos": None})
     assert lines == ["#SBATCH --nice=0", "#SBATCH --requeue"]
@@ -162,7 +210,7 @@ def test_array_jobs_above_the_array_limit_are_windows_without_gap() -> None:
     assert jobs[1].script == "embed-window2.slurm"
     text = render_array(plan, jobs[1])
     assert "#SBATCH --array=0-9" in text
-    assert "slice=$((SLURM_ARRAY_TASK_ID + 10))" in text
+    assert "index=$((SLURM_ARRAY_TASK_ID + 10))" in text
 
 
 def test_missing_command_names_array_indexes_of_the_right_window() -> None:

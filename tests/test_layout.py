@@ -9,6 +9,7 @@ from chatspace.layout import (
     find_workspace,
     path_component,
     resolve_workspace,
+    slice_manifest_name,
     split_label,
 )
 
@@ -22,7 +23,9 @@ def test_layout_paths_are_those_of_the_design_page() -> None:
         layout.runs(): "/ws/runs",
         run.spec: "/ws/runs/docs-01234567/spec.yaml",
         run.plan: "/ws/runs/docs-01234567/plan.json",
-        run.task_manifest("train", 3, 12): "/ws/runs/docs-01234567/tasks/train-00003-00012.json",
+        run.task_manifest(
+            "train", slice_manifest_name(3, 12)
+        ): "/ws/runs/docs-01234567/tasks/train-00003-00012.json",
         run.event_log("a/b", 7): "/ws/runs/docs-01234567/events/a__b-00007.jsonl",
         run.submissions: "/ws/runs/docs-01234567/submissions.jsonl",
         run.local_log: "/ws/runs/docs-01234567/local.log",

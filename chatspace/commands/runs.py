@@ -18,14 +18,17 @@ from chatspace.commands.arguments import (
     SetOption,
     SpecArgument,
     SpecOrRunArgument,
+    UseProbeOption,
     WorkersOption,
     WorkspaceOption,
     one_of,
     set_up_file,
+    set_up_probed,
     set_up_spec,
     spec_or_run,
 )
 from chatspace.commands.output import configure_logging, print_rich, say
+from chatspace.errors import SpecError
 
 if TYPE_CHECKING:
     from chatspace.jobs.setup import SetUp
@@ -37,11 +40,13 @@ def setup(
     config: ConfigOption = None,
     set_: SetOption = None,
     out: OutOption = Path(),
+    use_probe: UseProbeOption = False,
 ) -> None:
     """Plan a run and write its batch scripts."""
     from chatspace.jobs.overview import setup_lines
 
-    say("\n".join(setup_lines(set_up_file(one_of(spec, config), set_ or [], out))))
+    set_up = set_up_probed if use_probe else set_up_file
+    say("\n".join(setup_lines(set_up(one_of(spec, config), set_ or [], out))))
 
 
 def submit(
@@ -89,15 +94,24 @@ def run(
 
 def task(
     plan: Annotated[Path, typer.Option("--plan", help="The run's plan.json.")],
-    split: Annotated[str, typer.Option("--split", help="Split of the dataset.")],
-    slice_: Annotated[int, typer.Option("--slice", help="Slice of the split.")],
+    split: Annotated[str | None, typer.Option("--split", help="Split of the dataset.")] = None,
+    slice_: Annotated[int | None, typer.Option("--slice", help="Slice of the split.")] = None,
     of: Annotated[int | None, typer.Option("--of", help="Slices the caller knows of.")] = None,
+    repair: Annotated[int | None, typer.Option("--repair", help="Instead: a repair.")] = None,
+    index: Annotated[int | None, typer.Option("--index", help="Task of the repair.")] = None,
+    lanes: Annotated[int, typer.Option("--lanes", min=1, help="Processes of the task.")] = 1,
 ) -> None:
     """Do one slice: what an array task calls."""
+    from chatspace.jobs.repair import run_repair_task
     from chatspace.jobs.task import run_task
 
     configure_logging()
-    run_task(plan, split, slice_, of=of)
+    if repair is not None and index is not None:
+        run_repair_task(plan, repair, index, lanes=lanes)
+    elif split is not None and slice_ is not None:
+        run_task(plan, split, slice_, of=of, lanes=lanes)
+    else:
+        raise SpecError("Which task? Give --split and --slice, or --repair and --index.")
 
 
 def gather(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -103,7 +103,9 @@ class Pipeline:
         to_table: makes the table of a shard from its rows and vectors.
         commit: writes a shard.
         flow: what the stages share; the caller may have begun it earlier.
+        n_taken: shards begun so far.
         n_committed: shards written so far.
+        is_exhausted: whether there are no more shards to begin.
     """
 
     encoder: Encoder
@@ -114,13 +116,20 @@ class Pipeline:
     settings: Settings
     counters: Counters
     flow: Flow = field(default_factory=Flow)
+    n_taken: int = 0
     n_committed: int = 0
+    is_exhausted: bool = False
     clocks: dict[str, StageClock] = field(
         default_factory=lambda: {name: StageClock() for name in ("loader", "encoder", "writer")}
     )
     _commit_s: float = 0.0
 
-    def run(self, spans: Sequence[ShardSpan]) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether every shard was written."""
+        return self.is_exhausted and self.n_committed == self.n_taken
+
+    def run(self, spans: Iterable[ShardSpan]) -> None:
         """Does the shards in order, until the last or until a stop is requested.
 
         Raises:
@@ -160,14 +169,17 @@ class Pipeline:
 
     # Loader
 
-    def _load(self, spans: Sequence[ShardSpan]) -> None:
+    def _load(self, spans: Iterable[ShardSpan]) -> None:
         clock = self.clocks["loader"]
         for span in spans:
+            self.n_taken += 1
             if self.stop.requested:
                 break
             with clock.busy():
                 shard = self._load_shard(span)
             self._loaded.put(shard, clock)
+        else:
+            self.is_exhausted = True
         self._loaded.put(None, clock)
 
     def _load_shard(self, span: ShardSpan) -> _Shard:

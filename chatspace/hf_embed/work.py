@@ -59,8 +59,8 @@ def embed_slice(work: SliceWork, reader: Reader) -> SliceOutcome:
         setup_s = time.perf_counter() - start
         counters.stage = "embedding"
         pipeline = _pipeline(work, reader, encoder, counters, flow)
-        pipeline.run(work.spans)
-        if pipeline.n_committed == len(work.spans):
+        pipeline.run(work.shards())
+        if pipeline.is_done:
             counters.stage = "done"
     return _outcome(work, start=start, setup_s=setup_s, pipeline=pipeline)
 
@@ -171,7 +171,7 @@ def _outcome(
         n_padded_tokens=pipeline.counters.n_padded_tokens,
         stages={name: pipeline.clocks[name].times for name in STAGES},
         runtime=pipeline.encoder.runtime,
-        interrupted=pipeline.n_committed < len(work.spans),
+        interrupted=not pipeline.is_done,
         notes=tuple(pipeline.encoder.notes),
         elapsed_s=elapsed_s,
         setup_s=setup_s,

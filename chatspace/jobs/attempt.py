@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from chatspace.errors import InputError
 
 SLURM_VARIABLES = {
     "job_id": "SLURM_JOB_ID",
@@ -19,7 +24,53 @@ SLURM_VARIABLES = {
 CONTAINER_VARIABLES = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
-def attempt_name() -> str:
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One process of an array task that has several, each with a GPU of its own.
+
+    Attributes:
+        index: which of them.
+        count: how many there are, on all nodes of the task.
+        local: which of those on this node.
+    """
+
+    index: int
+    count: int
+    local: int
+
+    @property
+    def suffix(self) -> str:
+        """What distinguishes this lane's attempt, manifest and event log; lane 0 has nothing."""
+        return f".lane{self.index}" if self.index else ""
+
+    def own_gpu(self) -> str | None:
+        """Returns which of the GPUs that the task sees is this lane's, None if it is bound.
+
+        Raises:
+            InputError: the task sees fewer GPUs than it has processes.
+        """
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if len(seen) <= 1:
+            return None
+        if self.local >= len(seen):
+            raise InputError(
+                f"Too few GPUs: process {self.local} of this node, CUDA_VISIBLE_DEVICES="
+                f"{','.join(seen)}. Ask for as many as there are processes: slurm.gpus_per_task."
+            )
+        return seen[self.local]
+
+
+def find_lane(count: int) -> Lane:
+    """Returns which process of an array task this is, from what srun sets."""
+    env = os.environ
+    return Lane(
+        index=int(env.get("SLURM_PROCID", "0")) if count > 1 else 0,
+        count=count,
+        local=int(env.get("SLURM_LOCALID", "0")) if count > 1 else 0,
+    )
+
+
+def attempt_name(lane: Lane | None = None) -> str:
     """Returns job, array index and restart count (`1234_7.r0`); off SLURM host and process id."""
     env = os.environ
     if "SLURM_JOB_ID" not in env:
@@ -27,15 +78,24 @@ def attempt_name() -> str:
     job = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
-    return f"{job}.r{env.get('SLURM_RESTART_COUNT', '0')}"
+    return f"{job}.r{env.get('SLURM_RESTART_COUNT', '0')}{lane.suffix if lane else ''}"
 
 
-def attempt_facts() -> dict[str, Any]:
+def job_log() -> str | None:
+    """Returns the file that this process's output goes to, None where it is no file."""
+    try:
+        mode = os.fstat(1).st_mode
+        return str(Path("/proc/self/fd/1").readlink()) if stat.S_ISREG(mode) else None
+    except OSError:
+        return None
+
+
+def attempt_facts(lane: Lane | None = None) -> dict[str, Any]:
     """Returns where this process runs, for the task manifest."""
     env = os.environ
     slurm = {key: env[name] for key, name in SLURM_VARIABLES.items() if name in env}
     return {
-        "attempt": attempt_name(),
+        "attempt": attempt_name(lane),
         "host": platform.node(),
         "pid": os.getpid(),
         "slurm": slurm,

@@ -1,4 +1,4 @@
-"""Why an array task failed: told apart by the error, else by the exit code, else by SLURM's state."""
+"""Why a task failed: told apart by its error, else by its exit code, else by SLURM's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAUSES = {
     "host_memory": "Raise slurm.mem_gb, or lower encode.prefetch_shards or output.rows_per_shard.",
     "walltime": "Raise slurm.time or slurm.grace_s; a resubmitted task goes on where it stopped.",
     "node": "Resubmit: it avoids nodes on which tasks failed twice.",
-    "environment": "Run `chatspace doctor` on the spec: image, binds, environment or driver are amiss.",
+    "environment": "Run `chatspace doctor --node` on the spec: image, binds or driver are amiss.",
     "cancelled": "Resubmit when you want the rest.",
     "killed": "Read the end of its log; if it was the kernel's memory killer, raise slurm.mem_gb.",
     "crash": "Read the end of its log; a native library crashed.",
@@ -44,21 +44,25 @@ CONTAINER_FAILED = 255  # what singularity and apptainer exit with where they ca
 
 def cause_of(error: BaseException) -> str:
     """Returns the cause of an error that ended a task, a key of `CAUSES`."""
-    chain = list(_chain(error))
-    for link in chain:
-        if type(link).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            return "gpu_memory"
-        if isinstance(link, MemoryError):
-            return "host_memory"
-        if isinstance(link, OSError) and link.errno in _NODE_ERRNOS:
-            return "node"
-        if isinstance(link, RuntimeError) and any(w in str(link).lower() for w in _GPU_FAULTS):
-            return "node"
-    if isinstance(error, OutputError):
-        return "output"
+    for link in _chain(error):
+        if (cause := _machine_cause(link)) is not None:
+            return cause
+    if isinstance(error, UnfitEnvironmentError):
+        return "environment"
     if isinstance(error, UserError):
-        return "input"
-    return "environment" if isinstance(error, UnfitEnvironmentError) else "bug"
+        return "output" if isinstance(error, OutputError) else "input"
+    return "bug"
+
+
+def _machine_cause(error: BaseException) -> str | None:
+    """Returns the cause of an error that the machine made, None for any other."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "gpu_memory"
+    if isinstance(error, MemoryError):
+        return "host_memory"
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    of_node = isinstance(error, OSError) and error.errno in _NODE_ERRNOS
+    return "node" if of_node or any(words in text for words in _GPU_FAULTS) else None
 
 
 def cause_of_exit(exit_code: int) -> str:

@@ -61,7 +61,7 @@ def gather_run(plan: Plan, *, verify: bool = False) -> list[Gathered]:
     """
     gathered, complaints = [], []
     for split in plan.splits:
-        coverage = _coverage(plan, split, verify=verify)
+        coverage = split_coverage(plan, split, verify=verify)
         if coverage.complete:
             gathered.append(_publish(plan, split, coverage))
         else:
@@ -79,7 +79,7 @@ def verify_run(plan: Plan) -> dict[str, int]:
     """
     verified, complaints = {}, []
     for split in plan.splits:
-        coverage = _coverage(plan, split, verify=True)
+        coverage = split_coverage(plan, split, verify=True)
         if coverage.complete:
             verified[split.name] = len(coverage.records)
         else:
@@ -98,7 +98,7 @@ def gather_if_complete(plan: Plan, split: SplitPlan) -> Gathered | None:
     folder = Path(plan.workspace) / split.output_dir
     if count_shards(folder, split.n_shards) < split.n_shards:
         return None
-    coverage = _coverage(plan, split, verify=False)
+    coverage = split_coverage(plan, split, verify=False)
     if not coverage.complete:
         log.warning("not gathered: %s", _complaint(plan, split, coverage))
         return None
@@ -121,7 +121,8 @@ def missing_slices(split: SplitPlan, missing: Sequence[ShardSpan]) -> list[int]:
     return [s.index for s in split.slices if indexes & set(range(s.shard_start, s.shard_stop))]
 
 
-def _coverage(plan: Plan, split: SplitPlan, *, verify: bool) -> Coverage:
+def split_coverage(plan: Plan, split: SplitPlan, *, verify: bool) -> Coverage:
+    """Looks at every shard of a split; with `verify`, reads every shard again."""
     tasks = Layout(Path(plan.workspace)).run(plan.run_id).tasks
     return prove_coverage(split_store(plan, split), split.spans(), tasks, verify=verify)
 
@@ -138,8 +139,8 @@ def _complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
     rows = sum(span.n_rows for span in coverage.missing)
     return (
         f"Not complete: {place}: {len(coverage.missing)} of {split.n_shards} shards missing "
-        f"({rows:,} rows; shards {_shortened(shards)}). Run just those: "
-        f"{missing_command(plan, split, slices)} (or here: chatspace run {folder})"
+        f"({rows:,} rows; shards {_shortened(shards)}). Run just those: chatspace resubmit "
+        f"{folder} (by hand: {missing_command(plan, split, slices)}; here: chatspace run {folder})"
     )
 
 

@@ -25,24 +25,43 @@ GATHER_TIME_MIN = 60
 # How the second line of every rendered script begins; setup knows its own scripts by it.
 RENDERED_BY = "# chatspace "
 RENDERED_DIRECTIVES = frozenset(
-    {"array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "wrap"}
+    [
+        "array",
+        "job-name",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "output",
+        "error",
+        "open-mode",
+        "requeue",
+        "no-requeue",
+        "signal",
+        "wrap",
+    ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayJob:
-    """One sbatch submission: a window of the slices of one split.
+    """One sbatch submission: a window of the slices of one split, or a repair of it.
 
     Attributes:
+        rows: input rows that it is about.
         offset: slice of array index 0; windows exist because clusters limit the array index.
         count: array tasks.
         script: file name of the rendered script.
+        repair: number of the repair, None for slices of the plan.
+        exclude: nodes that it must not run on.
     """
 
     split: str
-    offset: int
+    rows: int
+    offset: int = 0
     count: int
     script: str
+    repair: int | None = None
+    exclude: tuple[str, ...] = ()
 
 
 def array_jobs(plan: Plan) -> list[ArrayJob]:
@@ -64,7 +83,11 @@ def array_jobs(plan: Plan) -> list[ArrayJob]:
                 parts.append(f"window{window}")
             count = min(limit, len(split.slices) - offset)
             script = "-".join(parts) + ".slurm"
-            jobs.append(ArrayJob(split=split.name, offset=offset, count=count, script=script))
+            jobs.append(
+                ArrayJob(
+                    split=split.name, rows=split.rows, offset=offset, count=count, script=script
+                )
+            )
     return jobs
 
 
@@ -88,17 +111,50 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
         **_mail(cluster),
         **_extra(cluster),
     }
+    if job.exclude:
+        given = [str(directives["exclude"])] if "exclude" in directives else []
+        directives["exclude"] = ",".join([*given, *job.exclude])
     return _render(
         KINDS[plan.kind].template,
         **_common(plan, directives),
-        split=_comment(split.name),
-        split_q=quote("split", split.name),
-        rows=f"{split.rows:,}",
+        **_part(plan, split, job),
+        rows=f"{job.rows:,}",
         offset=job.offset,
         n_tasks=job.count,
-        n_slices=len(split.slices),
+        lanes=lanes_of(cluster),
         max_requeues=cluster["max_requeues"],
     )
+
+
+def lanes_of(cluster: Mapping[str, Any]) -> int:
+    """Returns how many processes an array task has: one for each GPU on each of its nodes."""
+    return int(cluster.get("nodes", 1)) * max(1, int(cluster["gpus_per_task"]))
+
+
+def repair_name(number: int) -> str:
+    """Returns the name of a repair's folder, and of its tasks in logs and manifests."""
+    return f"{number:03d}"
+
+
+def _part(plan: Plan, split: SplitPlan, job: ArrayJob) -> dict[str, Any]:
+    """Returns what an array script says of the part of the run that it does."""
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    name = path_component(split.name)
+    arguments = f'--split {quote("split", split.name)} --slice "$index" --of {len(split.slices)}'
+    subject, noun = f"split {_comment(split.name)}", "slice"
+    purpose = "Each array task does one slice of the plan."
+    if job.repair is not None:
+        name += f"-repair{repair_name(job.repair)}"
+        arguments = f'--repair {job.repair} --index "$index"'
+        subject, noun = f"{subject}, repair {job.repair}", f"repair {job.repair} task"
+        purpose = "Each array task does some of the shards that were missing."
+    return {
+        "subject": subject,
+        "noun": noun,
+        "purpose": f"{purpose} Submitting again resumes: what is done is not done again.",
+        "arguments": arguments,
+        "event_log": quote("workspace", str(run.events / name)),
+    }
 
 
 def render_gather(plan: Plan) -> str:
@@ -111,7 +167,7 @@ def render_gather(plan: Plan) -> str:
     time = plan.cluster["time"]
     time = time if walltime_min(time) < GATHER_TIME_MIN else str(GATHER_TIME_MIN)
     lean = {"constraint": None, "time": time, "mem_gb": 4, "cpus_per_task": 2, "nv": False}
-    cluster = {**plan.cluster, **lean}
+    cluster = {**plan.cluster, **lean, "nodes": 1, "gpus_per_task": 0}
     directives = {
         "job-name": f"{plan.run_id}-gather",
         **_resources(cluster),
@@ -121,6 +177,37 @@ def render_gather(plan: Plan) -> str:
         **_extra(cluster),
     }
     return _render("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
+
+
+def render_probe(plan: Plan, plan_path: Path, *, seconds: float, time_min: int) -> str:
+    """Returns the batch script of a probe: one process, with the directives of the run.
+
+    Args:
+        plan: the run.
+        plan_path: a copy of its plan; a run that is only probed has none of its own.
+        seconds: how long to embed.
+        time_min: walltime, minutes.
+
+    Raises:
+        SpecError: a value that no batch script can hold.
+    """
+    gpus = min(1, plan.cluster["gpus_per_task"])
+    cluster = {**plan.cluster, "gpus_per_task": gpus, "nodes": 1, "time": str(time_min)}
+    directives = {
+        "job-name": f"{plan.run_id}-probe",
+        **_resources(cluster),
+        **_processes(cluster),
+        **_gpus(cluster),
+        "output": _log_path(cluster, plan, "probe-%j"),
+        "open-mode": "append",
+        **_extra(cluster),
+    }
+    return _render(
+        "probe.slurm.j2",
+        **_common(replace(plan, cluster=cluster), directives),
+        probe_plan=quote("workspace", str(plan_path)),
+        minutes=f"{seconds / 60:g}",
+    )
 
 
 def directive_lines(directives: Mapping[str, Any]) -> list[str]:
@@ -216,17 +303,23 @@ def _resources(cluster: Mapping[str, Any]) -> dict[str, Any]:
         "qos": cluster["qos"],
         "constraint": cluster["constraint"],
         "time": cluster["time"],
-        "nodes": 1,
-        "ntasks": 1,
+        **_processes(cluster),
         "cpus-per-task": cluster["cpus_per_task"],
         "mem": f"{cluster['mem_gb']}G" if cluster["mem_gb"] else None,
     }
+
+
+def _processes(cluster: Mapping[str, Any]) -> dict[str, int]:
+    nodes, lanes = cluster.get("nodes", 1), lanes_of(cluster)
+    return {"nodes": nodes, "ntasks" if lanes == 1 else "ntasks-per-node": lanes // nodes}
 
 
 def _gpus(cluster: Mapping[str, Any]) -> dict[str, str]:
     count, style = cluster["gpus_per_task"], cluster["gpu_directive"]
     if not count or style == "none":
         return {}
+    if style == "gpus-per-task":  # SLURM's task is one process, and each has one GPU
+        count = 1
     amount = f"{cluster['gpu_type']}:{count}" if cluster["gpu_type"] else str(count)
     return {"gres": f"gpu:{amount}"} if style == "gres" else {"gpus-per-task": amount}
 

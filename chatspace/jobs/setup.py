@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -74,10 +75,10 @@ def set_up(
             written.
     """
     plan = plan_run(spec, spec_path=spec_path, note=note)
-    texts = _render_all(plan)  # before anything is written: a value may be unfit for a script
+    texts = render_all(plan)  # before anything is written: a value may be unfit for a script
     if check is not None:
         check(plan, texts)
-    plan = replace(plan, cluster={**plan.cluster, "image_sha256": _image_sha256(plan, note)})
+    plan = replace(plan, cluster={**plan.cluster, "image_sha256": image_sha256(plan, note)})
     run = Layout(Path(plan.workspace)).run(plan.run_id)
     done = _write_scripts(plan, texts, out, plan_notes(plan, spec))
     atomic_write_text(run.spec, _spec_record(spec, spec_text, overrides))
@@ -91,7 +92,7 @@ def set_up_again(plan: Plan, out: Path | None = None) -> SetUp:
     Raises:
         OutputError: the run's folder cannot be written.
     """
-    return _write_scripts(plan, _render_all(plan), out, [])
+    return _write_scripts(plan, render_all(plan), out, [])
 
 
 def plan_run(
@@ -102,11 +103,21 @@ def plan_run(
     Raises:
         UserError: the spec, the data, the model or the workspace is not usable.
     """
-    cluster = _absolute(resolve_cluster(spec))
+    cluster = absolute_cluster(resolve_cluster(spec))
     if cluster.max_array_size is None:
         cluster = replace(cluster, max_array_size=ask_max_array_size())
     plan = build_plan(spec, cluster, spec_path=spec_path, note=note)
-    return replace(plan, cluster={**plan.cluster, "input_folders": input_folders(plan)})
+    cluster_facts = {**plan.cluster, **staged_settings(plan), "input_folders": input_folders(plan)}
+    return replace(plan, cluster=cluster_facts)
+
+
+def staged_settings(plan: Plan) -> dict[str, Any]:
+    """Returns the settings of a run whose model was staged: its tasks never ask the hub."""
+    if not plan.model.get("revision") or not plan.model["path"]:
+        return {}
+    cache = Path(plan.model["path"]).parents[2]
+    inside = {"HF_HUB_CACHE": str(cache)} if not plan.cluster["hf_home"] else {}
+    return {"offline": True, "env": {**inside, **plan.cluster["env"]}}
 
 
 def input_folders(plan: Plan) -> list[str]:
@@ -136,10 +147,10 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
             f"output.rows_per_shard={better} would give {-(-rows // better):,}."
         )
     if plan.model["path"] is None and plan.cluster["offline"]:
-        cache = plan.cluster["hf_home"] or "~/.cache/huggingface"
+        source = plan.provenance.get("spec_path") or "SPEC"
         notes.append(
             f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model "
-            f"first, HF_HOME={cache} hf download {plan.model['name']}"
+            f"first, chatspace stage {shlex.quote(source)}"
         )
     wanted = spec.slices.count or 0
     for split in plan.splits:
@@ -180,7 +191,8 @@ def ask_max_array_size() -> int | None:
     return int(match[1]) if match else None
 
 
-def _render_all(plan: Plan) -> dict[str, str]:
+def render_all(plan: Plan) -> dict[str, str]:
+    """Returns the text of every batch script of a run, by file name."""
     scripts = {job.script: render_array(plan, job) for job in array_jobs(plan)}
     return {**scripts, GATHER_SCRIPT: render_gather(plan)}
 
@@ -188,13 +200,15 @@ def _render_all(plan: Plan) -> dict[str, str]:
 def _write_scripts(
     plan: Plan, texts: Mapping[str, str], out: Path | None, notes: Sequence[str]
 ) -> SetUp:
-    # SLURM does not make the folder of its logs: a job without it fails and leaves no trace.
-    logs = Path(plan.cluster["log_dir"])
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(error, logs) from error
-    run_folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    # SLURM does not make the folder of its logs: a job without it fails and leaves no trace. And a
+    # script that cannot even start its task adds a line to the event log.
+    for needed in (Path(plan.cluster["log_dir"]), run.events):
+        try:
+            needed.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, needed) from error
+    run_folder = run.folder
     for folder in dict.fromkeys([out or run_folder, run_folder]):
         _remove_other_scripts(folder, texts)
         for name, text in texts.items():
@@ -228,8 +242,8 @@ def _spec_record(spec: RunSpec, text: str | None, overrides: Sequence[str]) -> s
     return changed + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _absolute(cluster: ResolvedCluster) -> ResolvedCluster:
-    """Returns the settings with paths that hold from any folder and on any node."""
+def absolute_cluster(cluster: ResolvedCluster) -> ResolvedCluster:
+    """Returns settings whose paths hold from any folder and on any node."""
 
     def absolute(path: str | None) -> str | None:
         return str(Path(path).absolute()) if path and "://" not in path else path
@@ -244,7 +258,7 @@ def _absolute(cluster: ResolvedCluster) -> ResolvedCluster:
     )
 
 
-def _image_sha256(plan: Plan, note: Callable[[str], None]) -> str | None:
+def image_sha256(plan: Plan, note: Callable[[str], None]) -> str | None:
     """Returns the digest of the image file; it is read once and remembered by size and time."""
     image = plan.cluster["image"]
     if not image or not Path(image).is_file():

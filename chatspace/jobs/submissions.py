@@ -11,6 +11,7 @@ from pathlib import Path
 
 from chatspace.atomic import output_error
 from chatspace.errors import OutputError, UnfitEnvironmentError
+from chatspace.jobs.processes import is_alive
 from chatspace.jobs.render import ArrayJob
 from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler
 from chatspace.jobs.setup import GATHER_SCRIPT, SetUp
@@ -29,6 +30,7 @@ class Submission:
         split: split of an array, None for the gather job.
         offset: slice of array index 0.
         count: array tasks.
+        repair: number of the repair whose tasks they are, None for slices of the plan.
     """
 
     job_id: str
@@ -38,6 +40,7 @@ class Submission:
     offset: int
     count: int
     script: str
+    repair: int | None = None
 
 
 def submit_all(done: SetUp, scheduler: Scheduler, *, again: bool = False) -> list[Submission]:
@@ -52,19 +55,31 @@ def submit_all(done: SetUp, scheduler: Scheduler, *, again: bool = False) -> lis
         UnfitEnvironmentError: the batch system refuses, or jobs of the run are still active.
         OutputError: the record of the submissions cannot be written.
     """
-    plan = done.plan
     if not again:
-        refuse_active(plan, scheduler)
+        refuse_active(done.plan, scheduler)
+    arrays = list(zip(done.jobs, done.scripts, strict=True))
+    return submit_arrays(done.plan, arrays, done.gather, scheduler)
+
+
+def submit_arrays(
+    plan: Plan, arrays: Sequence[tuple[ArrayJob, Path]], gather: Path, scheduler: Scheduler
+) -> list[Submission]:
+    """Submits array scripts in order, then the gather job that waits for them all.
+
+    Raises:
+        UnfitEnvironmentError: the batch system refuses; the message names what is queued already.
+        OutputError: the record of the submissions cannot be written.
+    """
     _append(plan, b"")  # a job that is not on record would be submitted twice
     submitted: list[Submission] = []
     try:
-        for job, script in zip(done.jobs, done.scripts, strict=True):
+        for job, script in arrays:
             submitted.append(_record(plan, _of(job, scheduler.submit(script))))
         after = [submission.job_id for submission in submitted]
-        gather_id = scheduler.submit(done.gather, after=after)
+        gather_id = scheduler.submit(gather, after=after)
     except UnfitEnvironmentError as error:
         raise _with_submitted(error, submitted) from error
-    gather_job = ArrayJob(split="", offset=0, count=1, script=GATHER_SCRIPT)
+    gather_job = ArrayJob(split="", rows=0, count=1, script=GATHER_SCRIPT)
     submitted.append(_record(plan, _of(gather_job, gather_id)))
     return submitted
 
@@ -123,7 +138,7 @@ def active_jobs(plan: Plan, scheduler: Scheduler) -> list[str]:
     ids = slurm_ids(submissions)
     states = scheduler.states(ids) if ids else {}
     queued = {k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES}
-    return sorted(queued) + [s.job_id for s in submissions if _is_alive(s)]
+    return sorted(queued) + [s.job_id for s in submissions if is_active_here(s)]
 
 
 def local_job_id(pid: int) -> str:
@@ -131,20 +146,11 @@ def local_job_id(pid: int) -> str:
     return f"{platform.node()}:{pid}"
 
 
-def _is_alive(submission: Submission) -> bool:
+def is_active_here(submission: Submission) -> bool:
+    """Tells whether a submission is a process of this machine that is still there."""
     host, _, pid = submission.job_id.rpartition(":")
-    if submission.executor != "local" or host != platform.node():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    try:
-        # A child that has ended stays in the process table until its parent asks for it.
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state != "Z"
+    is_ours = submission.executor == "local" and host == platform.node() and pid.isdigit()
+    return is_ours and is_alive(int(pid))
 
 
 def _with_submitted(
@@ -169,6 +175,7 @@ def _of(job: ArrayJob, job_id: str) -> Submission:
         offset=job.offset,
         count=job.count,
         script=job.script,
+        repair=job.repair,
     )
 
 

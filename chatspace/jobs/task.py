@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from chatspace.errors import ChatspaceError, InputError, InterruptedRun
-from chatspace.jobs.attempt import attempt_facts, attempt_name, usable_threads
+from chatspace.jobs.attempt import (
+    Lane,
+    attempt_facts,
+    attempt_name,
+    find_lane,
+    job_log,
+    usable_threads,
+)
+from chatspace.jobs.causes import cause_of
+from chatspace.jobs.claims import Claims
 from chatspace.jobs.events import EventLog
 from chatspace.jobs.gather import gather_if_complete, split_store
 from chatspace.jobs.signals import SignalStop
+from chatspace.jobs.usage import UsageSampler
 from chatspace.kinds import KINDS
-from chatspace.layout import Layout
+from chatspace.layout import Layout, slice_manifest_name
 from chatspace.plan.model import Plan, Slice, SplitPlan
 from chatspace.plan.store import load_plan
 from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
@@ -28,14 +39,45 @@ from chatspace.shards.task_manifest import TaskManifest
 log = logging.getLogger(__name__)
 
 
-def run_task(plan_path: Path, split_name: str, slice_index: int, *, of: int | None = None) -> None:
-    """Does what is missing of one slice; returns when the slice is whole.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one array task is to do.
+
+    Attributes:
+        spans: its shards, in the order in which it would like to do them.
+        title: what the log calls it, `slice 3` or `repair 1 task 3`.
+        event_log: name of its event log, after the split.
+        manifest: name of its task manifest, after the split.
+    """
+
+    split: SplitPlan
+    spans: tuple[ShardSpan, ...]
+    title: str
+    event_log: str
+    manifest: str
+
+    def of_lane(self, lane: Lane) -> Part:
+        """Returns the same part, begun at another shard by each process of the task."""
+        first = lane.index * len(self.spans) // lane.count
+        return replace(
+            self,
+            spans=self.spans[first:] + self.spans[:first],
+            event_log=self.event_log + lane.suffix,
+            manifest=self.manifest + lane.suffix,
+        )
+
+
+def run_task(
+    plan_path: Path, split_name: str, slice_index: int, *, of: int | None = None, lanes: int = 1
+) -> None:
+    """Does what is missing of one slice, but for shards that another task has in hand.
 
     Args:
         plan_path: the run's `plan.json`.
         split_name: which split.
         slice_index: which slice of it.
         of: number of slices that the caller was rendered for.
+        lanes: processes of this array task; srun says which one this is.
 
     Raises:
         InputError: no such split or slice, or the plan was divided anew after rendering.
@@ -43,44 +85,71 @@ def run_task(plan_path: Path, split_name: str, slice_index: int, *, of: int | No
     """
     plan = load_plan(plan_path)
     split, slice_ = _find_slice(plan, plan_path, split_name, slice_index, of)
-    task = _Task(plan, split, slice_)
+    part = Part(
+        split=split,
+        spans=tuple(split.spans(slice_)),
+        title=f"slice {slice_index}",
+        event_log=f"{slice_index:05d}",
+        manifest=slice_manifest_name(slice_.shard_start, slice_.shard_stop),
+    )
+    run_part(plan, part, lanes)
+
+
+def run_part(plan: Plan, part: Part, lanes: int = 1) -> None:
+    """Does what is missing of a part of a split, then gathers if nothing is missing at all.
+
+    Raises:
+        InterruptedRun: a signal stopped the task; running it again resumes it.
+    """
+    lane = find_lane(lanes)
+    gpu = lane.own_gpu() if lanes > 1 else None
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch is imported
+    task = _Task(plan, part.of_lane(lane), lane)
     todo = task.missing()
     if todo:
         task.work(todo)
     else:
         task.events.write("finished", rows=0, note="nothing to do")
         log.info(
-            "nothing to do run=%s split=%s slice=%d shards=%d are complete",
-            plan.run_id, split.name, slice_.index, len(split.spans(slice_)),
+            "nothing to do run=%s split=%s %s shards=%d are complete",
+            plan.run_id, part.split.name, part.title, len(part.spans),
         )  # fmt: skip
-    gather_if_complete(plan, split)
+    gather_if_complete(plan, part.split)
 
 
 class _Task:
-    """One execution of one slice."""
+    """One execution of one part."""
 
-    def __init__(self, plan: Plan, split: SplitPlan, slice_: Slice) -> None:
+    def __init__(self, plan: Plan, part: Part, lane: Lane) -> None:
         run = Layout(Path(plan.workspace)).run(plan.run_id)
-        self.plan, self.split, self.slice = plan, split, slice_
-        self.store = split_store(plan, split, attempt_name())
-        self.events = EventLog(run.event_log(split.name, slice_.index))
+        self.plan, self.part, self.lane, self.split = plan, part, lane, part.split
+        self.store = split_store(plan, part.split, attempt_name(lane))
+        self.claims = Claims(run.claims(part.split.name), attempt_name(lane))
+        path = run.event_log(part.split.name, part.event_log)
+        self.events = EventLog(path, attempt_name(lane))
+        self.stop = StopRequest()
         self.manifest = TaskManifest.open(
-            run.task_manifest(split.name, slice_.shard_start, slice_.shard_stop),
-            plan.owner(split),
-            slice_.shard_start,
-            slice_.shard_stop,
+            run.task_manifest(part.split.name, part.manifest),
+            plan.owner(part.split),
+            min(span.index for span in part.spans),
+            max(span.index for span in part.spans) + 1,
         )
 
     def missing(self) -> list[ShardSpan]:
-        """Returns the shards to do; those that are there but unrecorded join the manifest."""
-        spans = self.split.spans(self.slice)
-        self.store.remove_stale_temps(spans)
+        """Returns the shards to do; those that are there but unrecorded join the manifest.
+
+        Not those of the other processes of this task: their manifests tell of them.
+        """
+        self.store.remove_stale_temps(self.part.spans)
         todo, adopted = [], False
-        for span in spans:
+        for span in self.part.spans:
             recorded = self.manifest.shards.get(span.index)
             footer = self.store.read_footer(span)
             if footer is None:
                 todo.append(span)
+            elif self.lane.count > 1:
+                continue
             elif recorded is None or recorded.bytes != self.store.path(span).stat().st_size:
                 record = self.store.adopt(span)
                 assert record is not None
@@ -92,35 +161,51 @@ class _Task:
 
     def work(self, todo: Sequence[ShardSpan]) -> None:
         """Runs the kind over the missing shards and records how it went."""
-        spans = self.split.spans(self.slice)
+        spans = self.part.spans
         rows_done = sum(span.n_rows for span in spans) - sum(span.n_rows for span in todo)
-        attempt: dict[str, Any] = {**attempt_facts(), "started_at": utc_now(), "state": "running"}
+        facts = attempt_facts(self.lane)
+        attempt: dict[str, Any] = {**facts, "started_at": utc_now(), "state": "running"}
         self.manifest.attempts.append(attempt)
         self.manifest.write()
-        self.events.write("started", rows_done=rows_done, **attempt_facts())
+        self.events.write("started", rows_done=rows_done, log=job_log(), **facts)
         log.info(
-            "start run=%s split=%s slice=%d shards=%d of %d to do attempt=%s",
-            self.plan.run_id, self.split.name, self.slice.index, len(todo), len(spans),
+            "start run=%s split=%s %s shards=%d of %d to do attempt=%s",
+            self.plan.run_id, self.split.name, self.part.title, len(todo), len(spans),
             attempt["attempt"],
         )  # fmt: skip
+        usage = UsageSampler()
         try:
-            outcome = self._run_kind(todo)
+            with usage:
+                outcome = self._run_kind(todo)
         except BaseException as error:
-            state = "interrupted" if isinstance(error, InterruptedRun) else "failed"
-            self._close(attempt, state, error=_one_line(error))
+            interrupted = isinstance(error, InterruptedRun)
+            cause = {} if interrupted else {"cause": cause_of(error)}
+            state = "interrupted" if interrupted else "failed"
+            self._close(attempt, state, error=_one_line(error), **cause, usage=usage.stop())
             raise
-        state = "interrupted" if outcome.interrupted else "finished"
-        self._close(attempt, state, **outcome_facts(outcome))
-        if outcome.interrupted:
-            left = [span for span in spans if not self.store.path(span).exists()]
+        left = self._left_to_do()
+        is_interrupted = bool(left) and (outcome.interrupted or self.stop.requested)
+        state = "interrupted" if is_interrupted else "finished"
+        self._close(attempt, state, **outcome_facts(outcome), usage=usage.stop())
+        if is_interrupted:
             raise InterruptedRun(
-                f"Interrupted: {self.plan.run_id} {self.split.name} slice {self.slice.index}; "
+                f"Interrupted: {self.plan.run_id} {self.split.name} {self.part.title}; "
                 f"{len(left)} of {len(spans)} shards left. Run it again to resume."
             )
 
+    def _left_to_do(self) -> list[ShardSpan]:
+        """Returns the shards that are absent and that no living execution has in hand."""
+        others = {span.index for span in self.claims.left}
+        for span in self.claims.left:
+            log.info("left to another task shard=%d", span.index)
+        return [
+            span
+            for span in self.part.spans
+            if span.index not in others and not self.store.path(span).exists()
+        ]
+
     def _run_kind(self, todo: Sequence[ShardSpan]) -> SliceOutcome:
-        stop = StopRequest()
-        signals = SignalStop(stop, float(self.plan.cluster.get("grace_s", 120)))
+        signals = SignalStop(self.stop, float(self.plan.cluster.get("grace_s", 120)))
         signals.install()
         started = time.monotonic()
 
@@ -130,23 +215,28 @@ class _Task:
             self.events.write("progress", elapsed_s=elapsed_s, **asdict(progress))
 
         run_slice = KINDS[self.plan.kind].slice_work()
-        outcome: SliceOutcome = run_slice(
-            SliceWork(
-                plan=self.plan,
-                split=self.split,
-                spans=tuple(todo),
-                commit=self._commit,
-                stop=stop,
-                report=report,
-                threads=usable_threads(),
+        try:
+            outcome: SliceOutcome = run_slice(
+                SliceWork(
+                    plan=self.plan,
+                    split=self.split,
+                    spans=tuple(todo),
+                    commit=self._commit,
+                    stop=self.stop,
+                    report=report,
+                    threads=usable_threads(),
+                    take=lambda: self.claims.share(todo, self.store.is_done, self.stop),
+                )
             )
-        )
+        finally:
+            self.claims.close()
         return outcome
 
     def _commit(
         self, span: ShardSpan, table: pa.Table, *, skipped: dict[str, int], truncated: int
     ) -> ShardRecord:
         record = self.store.commit(span, table, skipped=skipped, truncated=truncated)
+        self.claims.release(span)
         self.manifest.record(record)
         self.events.write("shard", shard_index=span.index, rows=span.n_rows, bytes=record.bytes)
         return record

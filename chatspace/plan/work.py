@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,7 +68,8 @@ class SliceOutcome:
     Attributes:
         stages: times of `loader`, `encoder` and `writer`.
         runtime: device, dtype, package versions and settings that were really used.
-        interrupted: whether shards were left undone because a stop was requested.
+        interrupted: whether shards that were given, or still to come, were left undone because a
+            stop was requested.
         notes: things that the user should know, one line each (a halved token budget, a fallback).
     """
 
@@ -97,11 +98,13 @@ class SliceWork:
     """One execution of one slice, as handed to a kind's `run_slice`.
 
     Attributes:
-        spans: the shards still to do, ascending.
+        spans: the shards still to do.
         commit: called once for each shard, from any one thread at a time.
         stop: read between batches; see `StopRequest`.
         report: called at least once a second while rows flow, from any thread.
         threads: CPU threads that this task may use.
+        take: gives the shards of `spans` that are this execution's, each claimed when it is asked
+            for [all of them]; others may be at work on the same shards.
     """
 
     plan: Plan
@@ -111,3 +114,8 @@ class SliceWork:
     stop: StopRequest
     report: Callable[[Progress], None]
     threads: int
+    take: Callable[[], Iterator[ShardSpan]] | None = None
+
+    def shards(self) -> Iterator[ShardSpan]:
+        """Yields the shards to do, as late as possible: a shard is this execution's once given."""
+        return iter(self.spans) if self.take is None else self.take()

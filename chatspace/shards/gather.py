@@ -31,12 +31,14 @@ class Coverage:
         records: whole shards, ascending.
         missing: shards that are absent or damaged, ascending.
         problems: one line for each thing that is wrong and is not just missing.
+        damaged: shards whose files are not those that were written; only `verify` finds them.
         attempts: every execution that the task manifests tell of.
     """
 
     records: tuple[ShardRecord, ...]
     missing: tuple[ShardSpan, ...]
     problems: tuple[str, ...]
+    damaged: tuple[ShardSpan, ...] = ()
     attempts: tuple[dict[str, Any], ...] = field(default=())
 
     @property
@@ -83,6 +85,7 @@ def prove_coverage(
         records=records,
         missing=tuple(span for span, record, _ in seen if record is None),
         problems=tuple(problems),
+        damaged=tuple(span for span, _, check in seen if check is not None and check.is_damaged),
         attempts=tuple(
             {"shard_start": m.shard_start, "shard_stop": m.shard_stop, **attempt}
             for m in manifests

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chatspace.atomic import atomic_path
+from chatspace.atomic import atomic_path, output_error
 from chatspace.errors import OutputError
 from chatspace.shards.records import Owner, ShardRecord, ShardSpan, shard_file_name
 from chatspace.shards.table import embedding_matrix
@@ -165,6 +165,20 @@ class ShardStore:
                 Path(entry.path).unlink(missing_ok=True)
                 removed += 1
         return removed
+
+    def set_aside(self, span: ShardSpan) -> Path:
+        """Renames a damaged shard's file, so that the shard is done again; returns its new name.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        path = self.path(span)
+        aside = path.with_name(f".{path.name}.damaged")
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise output_error(error, path) from error
+        return aside
 
     def _claim(self, temp: Path, span: ShardSpan) -> None:
         """Gives the written file its name unless a whole shard has it.

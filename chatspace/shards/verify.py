@@ -22,10 +22,12 @@ class ShardCheck:
     Attributes:
         problems: a line for each thing that is wrong.
         id_hashes: 64-bit hashes of the ids, shape (rows,); comparable within this process only.
+        is_damaged: whether the file is not the one that was written.
     """
 
     problems: tuple[str, ...]
     id_hashes: npt.NDArray[np.int64]
+    is_damaged: bool = False
 
 
 def check_shard(store: ShardStore, span: ShardSpan, record: ShardRecord) -> ShardCheck:
@@ -62,8 +64,8 @@ def repeated_ids(checks: Sequence[ShardCheck]) -> list[str]:
 
 
 def _damaged(what: str) -> ShardCheck:
-    line = f"{what}. Delete it and run again."
-    return ShardCheck(problems=(line,), id_hashes=np.empty(0, np.int64))
+    line = f"{what}. `chatspace resubmit RUN --verify` does it again."
+    return ShardCheck(problems=(line,), id_hashes=np.empty(0, np.int64), is_damaged=True)
 
 
 def _check_rows(table: pa.Table, span: ShardSpan, record: ShardRecord) -> list[str]:

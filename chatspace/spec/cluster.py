@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "cpus_per_task": 8,
     "gpus_per_task": 1,
 }
-_SECRET = re.compile(
+SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)$",
     re.IGNORECASE,
 )
@@ -40,7 +40,8 @@ class ResolvedCluster:
         time: walltime as sbatch takes it ["02:00:00"].
         mem_gb: host memory of a task, GiB [32].
         cpus_per_task: CPU cores of a task [8].
-        gpus_per_task: GPUs of a task; 0 for none [1].
+        gpus_per_task: GPUs of a task on each of its nodes; 0 for none [1].
+        nodes: nodes of a task.
         extra: other directives; the spec's go before the profile's.
         log_dir: folder of job logs, relative to where the job is set up.
         max_array_size: MaxArraySize, None where the profile does not say.
@@ -59,6 +60,7 @@ class ResolvedCluster:
     mem_gb: int
     cpus_per_task: int
     gpus_per_task: int
+    nodes: int
     gpu_type: str | None
     gpu_directive: GpuDirective
     array_parallelism: int | None
@@ -67,6 +69,7 @@ class ResolvedCluster:
     log_dir: str
     grace_s: int
     max_requeues: int
+    exclude_failed_nodes: bool
     max_array_size: int | None
     modules: tuple[str, ...]
     setup: tuple[str, ...]
@@ -99,6 +102,7 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
         **{name: merged.value(name) for name in ("partition", "account", "qos", "constraint")},
         **{name: merged.value(name) for name in ("time", "mem_gb", "cpus_per_task", "gpu_type")},
         gpus_per_task=gpus,
+        nodes=spec.slurm.nodes,
         gpu_directive=profile.gpu_directive,
         array_parallelism=spec.slurm.array_parallelism,
         mail=_one_line(spec.slurm.mail, "slurm.mail"),
@@ -106,6 +110,7 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
         log_dir=expand(_required_line(spec.slurm.log_dir, "slurm.log_dir"), "slurm.log_dir"),
         grace_s=merged.grace_s(),
         max_requeues=spec.slurm.max_requeues,
+        exclude_failed_nodes=spec.slurm.exclude_failed_nodes,
         max_array_size=profile.max_array_size,
         modules=merged.modules(),
         setup=profile.setup,
@@ -240,7 +245,7 @@ def _check_env(env: Mapping[str, str], where: str) -> None:
                 f"Invalid key: {where} {shown(name)}; a variable's name has letters, digits and "
                 "`_`, and begins with no digit. Correct it."
             )
-        if _SECRET.search(name):
+        if SECRET_NAME.search(name):
             raise SpecError(
                 f"Secret in a file: {where}.{name}; it would be written into scripts and plans. "
                 f"Remove it, and `export {name}=...` before you submit."

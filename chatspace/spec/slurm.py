@@ -44,9 +44,14 @@ class SlurmSection(Section):
     time: str | None = Field(None, pattern=TIME_PATTERN)
     """Walltime of one array task, in any form that sbatch takes."""
     mem_gb: int | None = Field(None, gt=0)
-    """Host memory of one array task, GiB."""
+    """Host memory of one array task on each of its nodes, GiB."""
     cpus_per_task: int | None = Field(None, gt=0)
+    """CPU cores of one process; an array task has one process for each of its GPUs."""
     gpus_per_task: int | None = Field(None, ge=0)
+    """GPUs of one array task on each of its nodes; with several, srun starts a process for each,
+    and the processes share the shards of the task."""
+    nodes: int = Field(1, gt=0)
+    """Nodes of one array task."""
     gpu_type: str | None = None
     """GPU type in the GPU directive, as the cluster spells it."""
     array_parallelism: int | None = Field(None, gt=0)
@@ -62,6 +67,8 @@ class SlurmSection(Section):
     quarter of a walltime below 8 minutes]."""
     max_requeues: int = Field(20, ge=0)
     """How often an interrupted array task is put back into the queue."""
+    exclude_failed_nodes: bool = True
+    """Whether `chatspace resubmit` avoids nodes on which tasks of the run failed twice."""
 
 
 class ContainerSection(Section):

@@ -1,0 +1,80 @@
+"""Commands that mend or end what was submitted."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from chatspace.commands.arguments import RunArgument, WorkspaceOption
+from chatspace.commands.output import say
+
+
+def resubmit(
+    run: RunArgument,
+    workspace: WorkspaceOption = None,
+    max_tasks: Annotated[
+        int | None, typer.Option(min=1, help="Array tasks at most [as large as the plan's slices].")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Another cluster profile.")] = None,
+    time: Annotated[str | None, typer.Option(help="Another walltime.")] = None,
+    gpu_type: Annotated[str | None, typer.Option(help="Another type of GPU.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of slurm or container."),
+    ] = None,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Also what active tasks have; they share it."),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every shard first, and redo damaged ones.")
+    ] = False,
+) -> None:
+    """Submit what is missing of a run, and nothing else."""
+    from chatspace.api import open_run
+    from chatspace.jobs.resubmit import resubmit as resubmit_run
+    from chatspace.jobs.scheduler import SlurmScheduler
+
+    plan = open_run(run, workspace=workspace).plan
+    given = {"slurm.profile": profile, "slurm.time": time, "slurm.gpu_type": gpu_type}
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
+    done = resubmit_run(
+        plan,
+        SlurmScheduler(),
+        max_tasks=max_tasks,
+        overrides=[*overrides, *(set_ or [])],
+        share=share,
+        verify=verify,
+    )
+    name = shlex.quote(run)
+    if not done.n_missing:
+        say(f"{plan.run_id}: every shard is there. Next: chatspace gather {name}")
+        return
+    if done.n_active:
+        say(
+            f"{done.n_active} of {done.n_missing} missing shards are with tasks that are queued or "
+            f"running"
+            + ("." if done.submissions else "; nothing submitted. --share adds tasks to them.")
+        )
+    if done.excluded:
+        say(f"avoiding nodes on which tasks failed twice: {', '.join(done.excluded)}")
+    for job in done.submissions:
+        what = f"split {job.split}, {job.count} tasks" if job.split else "gather, when they end"
+        say(f"job {job.job_id}: {what}{f', repair {job.repair}' if job.repair else ''}")
+
+
+def cancel(run: RunArgument, workspace: WorkspaceOption = None) -> None:
+    """Cancel all jobs of a run; what is done stays."""
+    from chatspace.api import open_run
+    from chatspace.jobs.resubmit import cancel as cancel_run
+    from chatspace.jobs.scheduler import SlurmScheduler
+
+    plan = open_run(run, workspace=workspace).plan
+    cancelled = cancel_run(plan, SlurmScheduler())
+    if not cancelled:
+        say(f"{plan.run_id}: nothing is queued or running")
+        return
+    say(f"{plan.run_id}: cancelled {', '.join(cancelled)}")
+    say(f"\nNext, when you want the rest:\n  chatspace resubmit {shlex.quote(run)}")
