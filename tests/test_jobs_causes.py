@@ -46,6 +46,11 @@ def test_cause_of_exit_code_is_told_apart(exit_code: int, cause: str) -> None:
     assert cause_of_exit(exit_code) == cause
 
 
+def test_cause_of_exit_code_of_a_kill_is_memory_where_the_kernel_counted_one() -> None:
+    assert cause_of_exit(137, oom_kills=1) == "host_memory"
+    assert cause_of_exit(1, oom_kills=1) == "bug"
+
+
 def test_cause_of_state_knows_what_slurm_says_and_every_cause_has_a_next_step() -> None:
     states = ["OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "CANCELLED", "FAILED", "COMPLETED"]
     causes = [cause_of_state(state) for state in states]

@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chatspace.errors import SpecError
+from chatspace.jobs.causes import cause_of_exit
 from chatspace.jobs.events import read_events
 from chatspace.jobs.render import (
     ArrayJob,
@@ -178,8 +180,48 @@ def test_render_task_that_ends_badly_is_noted_in_its_event_log(
     events, _ = read_events(run.event_log("train", 2))
     expected = {"event": "ended", "attempt": "12_2.r1", "host": "n7", "exit_code": exit_code}
     assert [expected] * noted == [
-        {key: event[key] for key in event if key != "time"} for event in events
+        {key: event[key] for key in event if key not in ("time", "oom_kills")} for event in events
     ]
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group with 64 MiB of memory, in whichever version this machine has."""
+    groups = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    version1 = [path for _, names, path in groups if "memory" in names.split(",")]
+    version2 = [path for _, names, path in groups if not names]
+    root = Path("/sys/fs/cgroup/memory") if version1 else Path("/sys/fs/cgroup")
+    group = root / (version1 or version2)[0].lstrip("/") / f"chatspace-test-{os.getpid()}"
+    if os.getuid() != 0:
+        pytest.skip("only root makes control groups")
+    group.mkdir()
+    limit = "memory.limit_in_bytes" if version1 else "memory.max"
+    (group / limit).write_text(str(64 << 20))
+    yield group
+    group.rmdir()
+
+
+def test_render_task_that_the_kernel_killed_for_memory_is_told_from_a_kill(
+    tmp_path: Path, small_memory: Path
+) -> None:
+    plan = plan_of(tmp_path)
+    run = Layout(Path(plan.workspace)).run(plan.run_id)
+    run.events.mkdir(parents=True)
+    greedy = f"{sys.executable} -c 'b = bytearray(200 << 20)'"
+    plan = replace_cluster(plan, venv=None, setup=[f"python() {{ {greedy}; }}"])
+    script = tmp_path / "embed.slurm"
+    script.write_text(render_array(plan, array_jobs(plan)[0]))
+    env = {
+        "PATH": os.environ["PATH"],
+        "SLURM_ARRAY_JOB_ID": "12",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
+    inside = f'echo $$ >"{small_memory}/cgroup.procs" && exec bash "{script}"'
+    done = subprocess.run(["bash", "-c", inside], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 137, done.stderr
+    (event,) = read_events(run.event_log("train", 0))[0]
+    assert event["oom_kills"] >= 1
+    assert cause_of_exit(event["exit_code"], event["oom_kills"]) == "host_memory"
 
 
 def test_lanes_are_one_for_each_gpu_of_each_node() -> None:

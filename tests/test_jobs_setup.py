@@ -63,7 +63,7 @@ def test_set_up_writes_the_scripts_here_and_into_the_run(spec: Maker, tmp_path: 
     done = set_up(spec(), out=Path.cwd(), spec_text="kind: embed\n")
     run = Layout(tmp_path / "ws").run(done.plan.run_id)
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "embed.slurm", "gather.slurm", "plan.json", "spec.yaml",
+        "embed.slurm", "events", "gather.slurm", "plan.json", "spec.yaml",
     ]  # fmt: skip
     assert run.spec.read_text() == "kind: embed\n"
     assert load_plan(run.plan).plan_sha256 == done.plan.plan_sha256

@@ -39,6 +39,7 @@ _STATE_CAUSES = {
     "CANCELLED": "cancelled",
     "PREEMPTED": "cancelled",
 }
+_KILLED = 128 + 9
 CONTAINER_FAILED = 255  # what singularity and apptainer exit with where they cannot start
 
 
@@ -65,8 +66,15 @@ def _machine_cause(error: BaseException) -> str | None:
     return "node" if of_node or any(words in text for words in _GPU_FAULTS) else None
 
 
-def cause_of_exit(exit_code: int) -> str:
-    """Returns the cause that an exit code of the task's process tells of, a key of `CAUSES`."""
+def cause_of_exit(exit_code: int, oom_kills: int = 0) -> str:
+    """Returns the cause that an exit code of the task's process tells of, a key of `CAUSES`.
+
+    Args:
+        exit_code: what the batch script noted.
+        oom_kills: processes of the job that the kernel killed because its memory was used up.
+    """
+    if exit_code == _KILLED and oom_kills:
+        return "host_memory"
     if exit_code > 128 and exit_code != CONTAINER_FAILED:
         return _SIGNAL_CAUSES.get(exit_code - 128, "killed")
     known = {

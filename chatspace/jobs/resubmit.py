@@ -229,5 +229,5 @@ def _failures(path: Path) -> Iterator[str]:
                 if cause in NODE_CAUSES:
                     yield node
             case {"event": "ended", "host": str(host), "exit_code": int(code)} if not counted:
-                if cause_of_exit(code) in NODE_CAUSES:
+                if cause_of_exit(code, event.get("oom_kills", 0)) in NODE_CAUSES:
                     yield host
