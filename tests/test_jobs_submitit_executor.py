@@ -28,6 +28,19 @@ def test_parameters_slurm_gets_what_the_job_script_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("directive", "key", "amount"),
+    [("gres", "slurm_gres", "gpu:h200:4"), ("gpus-per-task", "slurm_gpus_per_task", "h200:1")],
+)
+def test_parameters_several_gpus_are_a_process_for_each(
+    directive: str, key: str, amount: str
+) -> None:
+    plan = plan_of(slurm={"gpu_type": "h200", "gpus_per_task": 4, "nodes": 2})
+    plan.cluster["gpu_directive"] = directive
+    found = _parameters(plan, "slurm")
+    assert (found["nodes"], found["tasks_per_node"], found[key]) == (2, 4, amount)
+
+
+@pytest.mark.parametrize(
     ("commands", "runtime"),
     [
         ((), "apptainer"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from chatspace.errors import ExitCode, InterruptedRun, UnfitEnvironmentError
 from chatspace.jobs.local import SliceFailed, slices_of, task_command
-from chatspace.jobs.render import container_command, quote, task_environment
+from chatspace.jobs.render import container_command, lanes_of, quote, task_environment
 from chatspace.jobs.submissions import Submission, local_job_id, record_submission
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -114,9 +114,14 @@ def submit_with_submitit(
     executor.update_parameters(**_parameters(plan, executor.cluster))
     python = () if executor.cluster != "slurm" else _python_in_container(plan)
     env = task_environment(plan.cluster)
+    lanes = lanes_of(plan.cluster) if executor.cluster == "slurm" else 1
     with executor.batch():
         jobs = [
-            executor.submit(SliceCall(task_command(plan, split, slice_, python=python), env))
+            executor.submit(
+                SliceCall(
+                    [*task_command(plan, split, slice_, python=python), "--lanes", str(lanes)], env
+                )
+            )
             for split, slice_ in slices_of(plan)
         ]
     return jobs, _recorded(plan, jobs, executor.cluster)
@@ -130,13 +135,14 @@ def _parameters(plan: Plan, cluster: str) -> dict[str, Any]:
     }
     if cluster != "slurm":
         return parameters
-    count = settings["gpus_per_task"]
+    by_process = settings["gpu_directive"] == "gpus-per-task"
+    count = min(1, settings["gpus_per_task"]) if by_process else settings["gpus_per_task"]
     amount = f"{settings['gpu_type']}:{count}" if settings["gpu_type"] else str(count)
-    gpu_key = "slurm_gres" if settings["gpu_directive"] == "gres" else "slurm_gpus_per_task"
+    gpu_key = "slurm_gpus_per_task" if by_process else "slurm_gres"
     count = 0 if settings["gpu_directive"] == "none" else count
     wanted = {
-        "nodes": 1,
-        "tasks_per_node": 1,
+        "nodes": settings.get("nodes", 1),
+        "tasks_per_node": lanes_of(settings) // settings.get("nodes", 1),
         "cpus_per_task": settings["cpus_per_task"],
         "mem_gb": settings["mem_gb"],
         "slurm_partition": settings["partition"],

@@ -110,7 +110,7 @@ def run_part(plan: Plan, part: Part, lanes: int = 1) -> None:
     if todo:
         task.work(todo)
     else:
-        task.events.write("finished", rows=0, note="nothing to do")
+        task.events.write("finished", rows=0, note="nothing to do", **attempt_facts(lane))
         log.info(
             "nothing to do run=%s split=%s %s shards=%d are complete",
             plan.run_id, part.split.name, part.title, len(part.spans),
