@@ -1,17 +1,21 @@
 # make demo   install, and run the main job on the embedded default
 # make test   install, and run lint, types and tests; as root on Debian or Ubuntu also against a real SLURM
+# make faults strike runs on a real SLURM with every fault, and count rows lost; as root on Debian, an hour
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint system clean
+.PHONY: demo test lint system faults clean
 
 demo: $(VENV)/.demo
 	$(BIN)/chatspace demo
 
 test: $(VENV)/.dev lint system
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev system
+	$(BIN)/python benchmarks/faults.py $(FAULTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -26,11 +26,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from corpora import SHAPES, corpus
 from report import hardware, median_ratio, print_table, versions
+from watched_task import Facts, run_as_child
 
 from chatspace.demo.model import MODEL_NAME, packaged_model
-from chatspace.errors import InterruptedRun
-from chatspace.jobs.attempt import usable_threads
 from chatspace.jobs.setup import set_up
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -54,8 +52,6 @@ ROUNDS, QUICK_ROWS = 3, 200
 ROWS_PER_GROUP = 50_000
 LIMIT_S = 7200
 PEERS = ("alone", "whole")
-
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +80,7 @@ class Measured:
     whole: list[Facts]
 
 
-# What is measured: here, and in the processes started for it
+# What is measured, in processes of their own
 
 
 def measure(job: Job, rounds: int) -> Measured:
@@ -138,159 +134,6 @@ def _attempt(tasks: Path) -> Facts:
     (path,) = tasks.glob("**/*.json")
     attempt: Facts = json.loads(path.read_text(encoding="utf-8"))["attempts"][-1]
     return attempt | {"seconds": attempt["elapsed_s"] - attempt["setup_s"]}
-
-
-@dataclass(slots=True, kw_only=True)
-class Watch:
-    """Takes notes while a task runs as it always does, and may take the place of its stages.
-
-    Attributes:
-        alone: embed the rows of all shards, without reading or writing while the clock runs.
-        simulate: random vectors instead of a forward pass.
-        at: seconds since 1970, by moment.
-        facts: what else was measured.
-    """
-
-    alone: bool
-    simulate: bool
-    at: dict[str, float] = field(default_factory=dict)
-    facts: Facts = field(default_factory=dict)
-
-    def loading(self, load_encoder: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that loads an encoder as the given one does, and takes notes."""
-
-        def watched(*args: Any, **options: Any) -> Any:
-            self.at["imported"] = time.time()
-            encoder = load_encoder(*args, **options)
-            self.at["loaded"] = time.time()
-            self.facts["loaded_mb"] = memory_mb("VmRSS")
-            with suppress(OSError):  # where it is not allowed, the peak counts from the start
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            return encoder
-
-        return watched
-
-    def running(self, run: Callable[..., None]) -> Callable[..., None]:
-        """Returns what a pipeline's `run` is replaced with; its encoder is ready by then."""
-
-        def watched(pipeline: Any, spans: Sequence[Any]) -> None:
-            self.at["ready"] = time.time()
-            encoder = pipeline.encoder
-            forward = _stand_in(encoder.dim) if self.simulate else encoder.forward
-            encoder.forward = self._noting_the_first(forward)
-            load = GpuLoad.start() if encoder.device.type == "cuda" else None
-            if self.alone:
-                self._embed(pipeline, spans)
-            else:
-                run(pipeline, spans)
-            self.facts["gpu_busy"] = load.stop() if load else None
-
-        return watched
-
-    def _embed(self, pipeline: Any, spans: Sequence[Any]) -> None:
-        shards = [pipeline.reader.read(span).texts for span in spans]
-        start = time.perf_counter()
-        for texts in shards:
-            pipeline.encoder.embed(texts)
-        self.facts["seconds"] = time.perf_counter() - start
-
-    def _noting_the_first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(features: Any) -> Any:
-            self.at.setdefault("first batch", time.time())
-            return forward(features)
-
-        return noting
-
-
-def _stand_in(dim: int) -> Callable[..., Any]:
-    """Returns a forward pass that costs nothing: random vectors, (n_rows, dim)."""
-    import torch
-
-    def forward(features: Any) -> torch.Tensor:
-        starts = features.get("cu_seq_lens_q")
-        n_rows = len(features["input_ids"]) if starts is None else len(starts) - 1
-        return torch.randn(n_rows, dim)
-
-    return forward
-
-
-def memory_mb(name: str) -> float:
-    """Returns what this process holds now (`VmRSS`) or held at most (`VmHWM`)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"/proc/self/status has no {name}.")
-
-
-def run_as_child(arguments: argparse.Namespace) -> None:
-    """Runs the one slice of a plan, as an array task would, and writes what was measured.
-
-    The encoder alone goes the same way up to the pipeline, so that it has the same settings; the
-    task then finds no shard written and says that it was interrupted.
-    """
-    from chatspace.hf_embed.work import prepare_process
-
-    prepare_process(usable_threads())
-    from chatspace.hf_embed import loading
-    from chatspace.hf_embed.pipeline import Pipeline
-    from chatspace.jobs.task import run_task
-
-    watch = Watch(alone=arguments.child == "alone", simulate=arguments.simulate)
-    loading.load_encoder = watch.loading(loading.load_encoder)
-    Pipeline.run = watch.running(Pipeline.run)  # type: ignore[method-assign]
-    with suppress(InterruptedRun) if watch.alone else nullcontext():
-        run_task(arguments.plan, "train", 0)
-    facts = {"started": arguments.started, **watch.at, **watch.facts}
-    report = json.dumps({**facts, "peak_mb": memory_mb("VmHWM")})
-    arguments.report.write_text(report, encoding="utf-8")
-
-
-# The GPU, as its driver sees it
-
-
-class GpuLoad:
-    """Samples how busy the GPUs are, ten times a second, as `nvidia-smi` says.
-
-    Covered: any kernel at all counts as busy; how much of the GPU it uses is not seen.
-    """
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._samples: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-        self._since = time.perf_counter()
-
-    @classmethod
-    def start(cls) -> GpuLoad | None:
-        """Returns a running sampler; None where there is no `nvidia-smi`."""
-        command = shutil.which("nvidia-smi")
-        if command is None:
-            return None
-        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
-        process = subprocess.Popen(
-            [command, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        return cls(process)
-
-    def share(self, since: float, until: float) -> float | None:
-        """Returns the busy share, 0 to 1, between two readings of `perf_counter`."""
-        found = [busy for at, busy in self._samples if since <= at <= until]
-        return statistics.fmean(found) / 100 if found else None
-
-    def stop(self) -> float | None:
-        """Ends the sampling and returns the share since its start."""
-        share = self.share(self._since, time.perf_counter())
-        self._process.terminate()
-        self._process.wait(timeout=10)
-        self._thread.join(timeout=10)
-        return share
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with suppress(ValueError):  # a GPU that cannot say so answers in words
-                self._samples.append((time.perf_counter(), float(line)))
 
 
 # The table

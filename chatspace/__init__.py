@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "open_run", "submit"]
+__all__ = ["Run", "Runs", "__version__", "open_run", "runs", "submit"]
 
 if TYPE_CHECKING:
-    from chatspace.api import Run, open_run, submit
+    from chatspace.api import Run, Runs, open_run, runs, submit
 
 
 def __getattr__(name: str) -> Any:
     """Imports the notebook API when it is first used, so that `import chatspace` costs nothing."""
-    if name in ("Run", "open_run", "submit"):
+    if name in ("Run", "Runs", "open_run", "runs", "submit"):
         from chatspace import api
 
         return getattr(api, name)

@@ -1,34 +1,38 @@
-"""The notebook API: `chatspace.submit(...)` gives a `Run`, `chatspace.open_run(...)` finds it."""
+"""The notebook API: `chatspace.submit(...)` gives a `Run`, `chatspace.open_run(...)` finds it.
+
+`chatspace.runs()` lists all of a workspace. A `Run` is nothing but its plan: it is the same in any
+process, and may be opened while another one, or SLURM, works on it.
+"""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from chatspace.errors import IncompleteError, InputError
+from chatspace.jobs.completeness import is_complete
+from chatspace.jobs.doctor import refuse_unfit
 from chatspace.jobs.gather import read_manifest
+from chatspace.jobs.listing import list_runs
+from chatspace.jobs.live_status import live_status
+from chatspace.jobs.logs import find_task, last_lines, newest_logs
+from chatspace.jobs.resubmit import Resubmitted, cancel, resubmit
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.jobs.setup import GATHER_SCRIPT, set_up
-from chatspace.jobs.status import RunStatus, run_status
-from chatspace.jobs.submissions import (
-    active_jobs,
-    local_job_id,
-    read_submissions,
-    record_submission,
-    refuse_active,
-    submit_all,
-)
+from chatspace.jobs.status import FAILED_STATES, RunStatus, run_status, task_statuses
+from chatspace.jobs.status_html import MAX_RUNS, runs_html, status_html
+from chatspace.jobs.submissions import local_job_id, record_submission, refuse_active, submit_all
 from chatspace.jobs.submitit_executor import submit_with_submitit
+from chatspace.jobs.waiting import GLANCE_S, glance, wait_until_complete
 from chatspace.layout import Layout, find_workspace
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.store import load_plan
-from chatspace.shards.gather import count_shards
 from chatspace.spec.base import RunSpec
 from chatspace.spec.loading import load_spec, spec_from_mapping
 
@@ -37,10 +41,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow.dataset as ds
 
+    from chatspace.jobs.report import Report
+
+log = logging.getLogger(__name__)
+
 ExecutorName = Literal["local", "sbatch", "submitit"]
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-SETTLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,52 +77,120 @@ class Run:
         """Returns how far the run is; looks at the disk and asks SLURM at most twice."""
         return run_status(self.plan, scheduler=scheduler)
 
-    def wait(self, timeout_min: float = 60.0) -> Run:
+    def _repr_html_(self) -> str:
+        """Returns how far the run is, for Jupyter; SLURM is not waited for long."""
+        return status_html(glance(self.plan))
+
+    def wait(
+        self,
+        timeout_min: float = 60.0,
+        *,
+        progress: bool = False,
+        scheduler: Scheduler | None = None,
+    ) -> Run:
         """Returns when every split is gathered.
 
-        Looks at the disk and asks SLURM in pauses that grow to half a minute.
+        Looks at the disk and asks SLURM in pauses that grow to half a minute, to ten seconds with
+        `progress`. Interrupting it interrupts nothing else.
+
+        Args:
+            timeout_min: minutes to wait at most.
+            progress: show how far it is: one display in Jupyter, else one line.
+            scheduler: asked for the states of jobs [SLURM].
 
         Raises:
             TimeoutError: it is not complete after `timeout_min` minutes; it goes on running.
             IncompleteError: nothing that was submitted is queued or running any more.
         """
-        deadline = time.monotonic() + timeout_min * 60
-        pause_s, next_look = FIRST_PAUSE_S, time.monotonic() + FIRST_PAUSE_S
-        while not self.is_complete():
-            if time.monotonic() > deadline:
-                state = self.status().state
-                raise TimeoutError(f"{self.run_id} is {state} after {timeout_min:g} minutes")
-            if time.monotonic() > next_look:
-                self._check_still_active()
-                next_look = time.monotonic() + min(2 * pause_s, LONGEST_PAUSE_S)
-            time.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+        ask = partial(wait_until_complete, self.plan, timeout_min=timeout_min, scheduler=scheduler)
+        if progress:
+            with live_status() as live:
+                ask(show=live.show)
+        else:
+            ask()
         return self
 
     def is_complete(self) -> bool:
         """Tells whether every split was gathered and all its shards are there."""
-        root = Path(self.plan.workspace)
-        return all(
-            read_manifest(self.plan, split) is not None
-            and count_shards(root / split.output_dir, split.n_shards) == split.n_shards
-            for split in self.plan.splits
+        return is_complete(self.plan)
+
+    def resubmit(
+        self,
+        max_tasks: int | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        share: bool = False,
+        verify: bool = False,
+        scheduler: Scheduler | None = None,
+    ) -> Resubmitted:
+        """Submits the missing shards to SLURM, regrouped, and a gather job behind them.
+
+        A run of this machine is resumed by submitting its spec again.
+
+        Args:
+            max_tasks: array tasks at most [about as large as the plan's].
+            overrides: `key=value` texts for the sections `slurm` and `container`.
+            share: also what queued and running tasks have; no shard is done twice.
+            verify: read every shard first; damaged ones are done again.
+            scheduler: where it goes [SLURM].
+
+        Raises:
+            UserError: an override is wrong or would be another run.
+            UnfitEnvironmentError: SLURM is missing or refuses.
+        """
+        return resubmit(
+            self.plan,
+            scheduler or SlurmScheduler(),
+            max_tasks=max_tasks,
+            overrides=overrides,
+            share=share,
+            verify=verify,
         )
 
-    def _check_still_active(self) -> None:
-        """Raises if the run was submitted and nothing of it is left to wait for."""
-        if not read_submissions(self.plan) or active_jobs(self.plan, SlurmScheduler()):
-            return
-        time.sleep(SETTLE_S)  # the last task's files may take a moment to be seen
-        if self.is_complete():
-            return
-        status = self.status()
-        why = "; ".join(f"{label}: {error}" for label, error in list(status.failures.items())[:1])
-        states = ", ".join(f"{n} {state}" for state, n in sorted(status.jobs.items()))
-        raise IncompleteError(
-            f"Nothing is running any more: {self.run_id} is {status.state}"
-            f"{f' ({states})' if states else ''}{f'; {why}' if why else ''}. See the logs in "
-            f"{self.plan.cluster['log_dir']} and {self.folder}, then submit it again."
-        )
+    def cancel(self, *, scheduler: Scheduler | None = None) -> list[str]:
+        """Cancels what is queued or running of the run, and returns the ids of the jobs.
+
+        What is done stays. Running tasks may take some seconds to end.
+
+        Raises:
+            UnfitEnvironmentError: SLURM is missing or refuses.
+        """
+        return cancel(self.plan, scheduler or SlurmScheduler())
+
+    def report(self) -> Report:
+        """Returns what the run took, beside its prediction, and what to ask for next time.
+
+        Raises:
+            IncompleteError: no task has ended yet.
+        """
+        from chatspace.jobs.report import run_report
+
+        return run_report(self.plan)
+
+    def logs(self, task: str | int | None = None, *, lines: int = 40) -> str:
+        """Returns the last lines of job logs, each below a line that names its file.
+
+        Args:
+            task: slice, as `3` or `train/3`, or a SLURM id, `1234_7` [the tasks that failed].
+            lines: how many of each log.
+
+        Raises:
+            InputError: there is no such task; the message says which there are.
+        """
+        statuses, element = task_statuses(self.plan), None
+        if task is None:
+            chosen = [status for status in statuses if status.state in FAILED_STATES]
+        else:
+            found, element = find_task(self.plan, statuses, str(task))
+            chosen = [found]
+        parts = []
+        for status in chosen:
+            head = f"{status.task.label}: {status.state}"
+            paths = newest_logs(self.plan, status, element)
+            parts += [
+                "\n".join([f"==> {head}: {path} <==", *last_lines(path, lines)]) for path in paths
+            ] or [f"==> {head}: no log <=="]
+        return "\n".join(parts) or "no failed tasks"
 
     def manifest(self, split: str | None = None) -> dict[str, Any]:
         """Returns the dataset manifest of a split [the only one].
@@ -187,8 +260,9 @@ def submit(
     overrides: Sequence[str] = (),
     cluster: str | None = None,
     again: bool = False,
+    doctor: bool = True,
 ) -> Run:
-    """Plans a run and starts it; returns at once. A complete run is returned as it is.
+    """Plans a run and starts it; returns when it is submitted. A complete run is returned as it is.
 
     Args:
         spec: a YAML file, the same as nested Python values, or a `RunSpec`.
@@ -197,10 +271,12 @@ def submit(
         overrides: `key=value` texts, as `--set` takes them.
         cluster: for submitit, `slurm` or `local` [what submitit finds].
         again: submit even though jobs of the run are still active.
+        doctor: look first whether the machine, the container and the inputs are fit.
 
     Raises:
         UserError: spec, data, model or workspace is not usable; nothing was started.
-        UnfitEnvironmentError: the batch system is missing or refuses, or jobs are active.
+        UnfitEnvironmentError: the batch system is missing or refuses, jobs are active, or a check
+            of the doctor failed.
     """
     if executor not in ("local", "sbatch", "submitit"):
         raise InputError(f"Unknown executor: {executor!r}; known: local, sbatch, submitit.")
@@ -211,7 +287,12 @@ def submit(
         spec_path=path,
         spec_text=path.read_text(encoding="utf-8") if path else None,
         overrides=overrides,
-        check=partial(check_submittable, executor=executor, again=again),
+        check=partial(
+            check_submittable,
+            executor=executor,
+            again=again,
+            doctor=doctor and cluster != "local",
+        ),
     )
     run = Run(done.plan)
     if run.is_complete():
@@ -227,7 +308,13 @@ def submit(
 
 
 def check_submittable(
-    plan: Plan, scripts: Mapping[str, str], *, executor: ExecutorName, again: bool
+    plan: Plan,
+    scripts: Mapping[str, str],
+    *,
+    executor: ExecutorName,
+    again: bool,
+    doctor: bool = True,
+    tell: Callable[[str], None] = log.warning,
 ) -> None:
     """Refuses, before anything is written, what could not be submitted.
 
@@ -236,9 +323,12 @@ def check_submittable(
         scripts: its batch scripts by name.
         executor: who would run it.
         again: whether active jobs are no obstacle.
+        doctor: whether the doctor looks, too, where SLURM is to run it.
+        tell: told each warning of the doctor.
 
     Raises:
-        UnfitEnvironmentError: jobs of the run are active, or SLURM refuses a script.
+        UnfitEnvironmentError: jobs of the run are active, SLURM refuses a script, or a check of the
+            doctor failed.
     """
     if Run(plan).is_complete():
         return
@@ -248,6 +338,8 @@ def check_submittable(
         first_array = next(text for name, text in scripts.items() if name != GATHER_SCRIPT)
         for text in (first_array, scripts[GATHER_SCRIPT]):
             SlurmScheduler().check(text)
+    if doctor and executor != "local":
+        refuse_unfit(plan, scripts, tell)
 
 
 def open_run(run: str | Path, *, workspace: str | None = None) -> Run:
@@ -274,6 +366,70 @@ def open_run(run: str | Path, *, workspace: str | None = None) -> Run:
             f"Name one of them, its folder, or another --workspace."
         )
     return Run(load_plan(plan))
+
+
+class Runs(Sequence[Run]):
+    """The runs of a workspace, the latest planned first.
+
+    Attributes:
+        workspace: its root.
+        statuses: how far each run was when they were listed.
+    """
+
+    def __init__(self, workspace: Path, statuses: Sequence[RunStatus]) -> None:
+        self.workspace = workspace
+        self.statuses = tuple(statuses)
+
+    def __len__(self) -> int:
+        return len(self.statuses)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+
+    def __getitem__(self, index: int | slice) -> Run | Runs:
+        """Returns a run by its place, opened anew."""
+        if isinstance(index, slice):
+            return Runs(self.workspace, self.statuses[index])
+        return open_run(self.statuses[index].folder)
+
+    def __repr__(self) -> str:
+        """Returns a table of the latest runs."""
+        from rich.console import Console
+
+        from chatspace.jobs.status_view import render_overview
+
+        if not self.statuses:
+            return f"no runs in {self.workspace}"
+        console = Console(width=100, color_system=None, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(render_overview(self.statuses[:MAX_RUNS]))
+        more = len(self) - MAX_RUNS
+        return captured.get().rstrip() + (f"\nand {more:,} older runs" if more > 0 else "")
+
+    def _repr_html_(self) -> str:
+        """Returns a table of the latest runs, for Jupyter."""
+        return runs_html(self.statuses, self.workspace)
+
+
+def runs(workspace: str | None = None, *, scheduler: Scheduler | None = None) -> Runs:
+    """Returns the runs of a workspace; SLURM is asked once for all, and not waited for long.
+
+    Args:
+        workspace: its root [$CHATSPACE_WORKSPACE, else /workspace].
+        scheduler: asked about the runs that are not complete [SLURM].
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    root = find_workspace(workspace)
+    if not root.is_dir():
+        raise InputError(
+            f"No workspace: {root} does not exist. Name another, or set $CHATSPACE_WORKSPACE."
+        )
+    return Runs(root, list_runs(root, scheduler=scheduler or SlurmScheduler(timeout_s=GLANCE_S)))
 
 
 def _loaded(spec: str | Path | Mapping[str, Any] | RunSpec, overrides: Sequence[str]) -> RunSpec:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from chatspace.errors import OutputError
 
@@ -71,6 +73,15 @@ def atomic_write_text(path: Path, text: str) -> None:
     """
     with atomic_path(path) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns what a JSON file says, `{}` where it is absent, damaged or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def output_error(error: OSError, path: Path) -> OutputError:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from chatspace.commands import runs, watch
+from chatspace.commands import doctor, environment, measure, runs, stage, upkeep, watch
 from chatspace.errors import ChatspaceError, ExitCode
 
 # typer carries its own copy of click, whose usage errors have no public name.
@@ -26,19 +26,27 @@ app = typer.Typer(
 
 # In the order of `chatspace --help`.
 COMMANDS: tuple[Callable[..., None], ...] = (
+    doctor.doctor,
+    stage.stage,
+    measure.probe,
     runs.setup,
     runs.submit,
+    upkeep.resubmit,
+    upkeep.cancel,
     runs.run,
     runs.task,
     runs.gather,
     runs.verify,
     watch.status,
+    watch.logs,
+    measure.report,
     runs.schema,
     runs.demo,
     runs.version,
 )
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(environment.app, name="env")
 # Its options are those of the kind's run spec, which it parses itself.
 app.command(
     "embed-hf",

@@ -42,6 +42,10 @@ class Kind:
         """
         return import_module(f"{self.package}.resolve").resolve_model
 
+    def stage_model(self) -> Any:
+        """Returns `stage_model(spec, cache, report) -> list[Fetched]`: the model, brought here."""
+        return import_module(f"{self.package}.stage").stage_model
+
     def slice_work(self) -> Any:
         """Returns `run_slice(work: SliceWork) -> SliceOutcome`; imports heavy libraries."""
         return import_module(f"{self.package}.work").run_slice

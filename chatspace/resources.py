@@ -20,3 +20,15 @@ def resource_dir(name: Literal["templates", "profiles", "setups"]) -> Path:
     if installed.is_dir():
         return installed
     return _PACKAGE.parent / _IN_CHECKOUT[name]
+
+
+def constraints_file() -> Path:
+    """Returns the file with the versions that are known to work together."""
+    installed = _PACKAGE / "_resources" / "constraints.txt"
+    return installed if installed.is_file() else _PACKAGE.parent / "constraints.txt"
+
+
+def checkout() -> Path | None:
+    """Returns the folder of the checkout that this code runs from; None where it is installed."""
+    folder = _PACKAGE.parent
+    return folder if (folder / "pyproject.toml").is_file() else None

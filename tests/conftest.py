@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ def unprivileged() -> Iterator[None]:
     yield
     if is_root:
         os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Returns a maker of a file system of so many KiB; needs root, as mounting does."""
+    if os.getuid() != 0:
+        pytest.skip("mounts a tmpfs, which only root may")
+    folder = tmp_path / "small"
+
+    def make(kib: int) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        if subprocess.run(command, timeout=20, capture_output=True).returncode:
+            pytest.skip("may not mount here")
+        return folder
+
+    yield make
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True, timeout=20)
 
 
 SpecMaker = Callable[..., RunSpec]

@@ -1,7 +1,8 @@
-"""Small real shards on disk, without a model."""
+"""Small real shards on disk, and rows to make them of, without a model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,15 @@ from chatspace.shards.store import ShardStore
 OWNER = Owner(plan_sha256="a" * 64, run_id="docs-aaaaaaaa", split="train")
 STRANGER = Owner(plan_sha256="b" * 64, run_id="docs-bbbbbbbb", split="train")
 ROWS = 4
+
+
+@dataclass
+class FakeRows:
+    row_index: np.ndarray
+    ids: pa.Array
+    texts: list[str]
+    metadata: pa.Array
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def store_at(folder: Path, owner: Owner = OWNER, attempt: str = "local") -> ShardStore:

@@ -3,15 +3,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import chatspace
 from chatspace.errors import IncompleteError, InputError, UnfitEnvironmentError
+from chatspace.jobs.events import EventLog
 from chatspace.jobs.setup import set_up
+from chatspace.jobs.submissions import record_submission
+from chatspace.layout import Layout
 from tests.conftest import SpecMaker, texts, write_parquet
 
 
@@ -65,6 +72,21 @@ def test_wait_after_a_repair_does_not_stumble_over_the_old_failure(
 
 
 @pytest.mark.slow
+def test_run_goes_on_when_the_process_that_submitted_it_ends(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(make_spec().model_dump(mode="json", exclude_unset=True)))
+    code = "import chatspace, sys; print(chatspace.submit(sys.argv[1]).run_id)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60
+    )
+    run = chatspace.open_run(done.stdout.strip(), workspace=str(tmp_path / "ws"))
+    assert not run.is_complete()
+    assert run.wait(timeout_min=2).vectors().shape[0] == 300
+
+
+@pytest.mark.slow
 def test_submit_while_a_process_works_on_the_run_is_refused(
     make_spec: SpecMaker, tmp_path: Path
 ) -> None:
@@ -102,3 +124,91 @@ def test_open_run_unknown_lists_the_known(make_spec: SpecMaker, tmp_path: Path) 
     run = chatspace.Run(set_up(make_spec()).plan)
     with pytest.raises(InputError, match=run.run_id):
         chatspace.open_run("nope", workspace=str(tmp_path / "ws"))
+
+
+class FakeScheduler:
+    """Takes scripts and keeps their texts; its jobs stay in one state until they are cancelled."""
+
+    def __init__(self, states: dict[str, str] | None = None) -> None:
+        self.submitted: list[Path] = []
+        self.cancelled: list[str] = []
+        self._states = states or {}
+
+    def check(self, script: str) -> None:
+        assert "#SBATCH" in script
+
+    def submit(self, script: Path, *, after: Sequence[str] = ()) -> str:
+        self.submitted.append(script)
+        return str(100 + len(self.submitted))
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, str]:
+        return self._states
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        self.cancelled += job_ids
+
+
+def test_resubmit_sends_what_is_missing_in_as_many_tasks_as_asked_for(
+    make_spec: SpecMaker,
+) -> None:
+    run, slurm = chatspace.Run(set_up(make_spec(slices={"count": 4})).plan), FakeScheduler()
+    done = run.resubmit(max_tasks=2, overrides=["slurm.time=00:07:00"], scheduler=slurm)
+    assert (done.n_missing, [job.count for job in done.submissions]) == (10, [2, 1])
+    array, gather = slurm.submitted
+    assert "#SBATCH --array=0-1" in array.read_text()
+    assert "#SBATCH --time=00:07:00" in array.read_text()
+    assert gather.name == "gather.slurm"
+
+
+def test_cancel_names_the_jobs_that_it_cancelled(make_spec: SpecMaker) -> None:
+    run, slurm = chatspace.Run(set_up(make_spec()).plan), FakeScheduler({"7_0": "PENDING"})
+    assert run.cancel(scheduler=slurm) == []
+    record_submission(run.plan, job_id="7", executor="sbatch", split="train", offset=0, count=1)
+    assert run.cancel(scheduler=slurm) == ["7"] == slurm.cancelled
+
+
+def test_logs_are_those_of_failed_tasks_or_of_the_one_that_is_named(make_spec: SpecMaker) -> None:
+    run = chatspace.Run(set_up(make_spec(slices={"count": 2})).plan)
+    assert run.logs() == "no failed tasks"
+    assert run.logs(0) == "==> train 0: planned: no log <=="
+    layout = Layout(Path(run.plan.workspace)).run(run.run_id)
+    log = run.folder / "logs" / "train-00001.log"
+    log.parent.mkdir()
+    log.write_text("one\ntwo\nthree\n")
+    with EventLog(layout.event_log("train", 1)) as events:
+        events.write("failed", error="no such column", cause="input")
+    assert run.logs(lines=2) == f"==> train 1: failed: {log} <==\ntwo\nthree"
+    assert run.logs("train/1", lines=1) == f"==> train 1: failed: {log} <==\nthree"
+    with pytest.raises(InputError, match="train/0 to train/1"):
+        run.logs(2)
+
+
+def test_run_in_a_notebook_shows_how_far_it_is(make_spec: SpecMaker) -> None:
+    run = chatspace.Run(set_up(make_spec()).plan)
+    assert repr(run) == f"Run({run.run_id!r}, folder={str(run.folder)!r})"
+    assert "0 of 300 rows" in run._repr_html_()
+
+
+def test_runs_are_the_latest_first_and_open_as_runs(make_spec: SpecMaker, tmp_path: Path) -> None:
+    workspace = str(tmp_path / "ws")
+    first = chatspace.Run(set_up(make_spec(name="first")).plan)
+    time.sleep(1.1)  # plans are dated to the second
+    second = chatspace.Run(set_up(make_spec(name="second", model={"max_tokens": 8})).plan)
+    found = chatspace.runs(workspace)
+    assert [run.run_id for run in found] == [second.run_id, first.run_id]
+    assert found[-1].plan.plan_sha256 == first.plan.plan_sha256
+    assert isinstance(found[:1], chatspace.Runs)
+    assert [run.run_id for run in found[:1]] == [second.run_id]
+    assert [line.split()[0] for line in repr(found).splitlines()][1:] == [
+        second.run_id,
+        first.run_id,
+    ]
+    assert first.run_id in found._repr_html_()
+
+
+def test_runs_of_an_empty_or_unknown_workspace(tmp_path: Path) -> None:
+    found = chatspace.runs(str(tmp_path))
+    assert len(found) == 0
+    assert repr(found) == f"no runs in {tmp_path}"
+    with pytest.raises(InputError, match="No workspace"):
+        chatspace.runs(str(tmp_path / "nothing"))

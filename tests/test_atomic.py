@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chatspace.atomic import atomic_path, atomic_write_text, temp_path
+from chatspace.atomic import atomic_path, atomic_write_text, read_json_object, temp_path
 from chatspace.errors import OutputError
 
 
@@ -96,3 +96,16 @@ def test_atomic_write_text_replaces_and_keeps_unicode(tmp_path: Path) -> None:
     atomic_write_text(final, "old")
     atomic_write_text(final, "neu ✓\r\n")
     assert final.read_bytes() == "neu ✓\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b'{"a": 1}', {"a": 1}), (b'{"a": ', {}), (b"[1]", {}), (b"\xff", {}), (None, {})],
+)
+def test_read_json_object_damaged_or_absent_is_empty(
+    tmp_path: Path, content: bytes | None, expected: dict[str, int]
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json_object(path) == expected

@@ -142,29 +142,6 @@ def test_setup_both_spec_and_config_is_refused(case: Case) -> None:
     case.refuses(done, "--config")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Callable[[int], Path]:
-    """Returns a maker of file systems of a few KiB; needs root, as mounting does."""
-    if os.getuid() != 0:
-        pytest.skip("mounts a tmpfs, which only root may")
-    mounted: list[Path] = []
-
-    def make(kib: int) -> Path:
-        folder = tmp_path / "small"
-        folder.mkdir()
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)],
-            check=True,
-            timeout=20,
-        )
-        mounted.append(folder)
-        return folder
-
-    yield make  # type: ignore[misc]
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True, timeout=20)
-
-
 @pytest.mark.slow
 def test_run_full_disk_names_the_file_and_the_next_run_continues(
     case: Case, small_disk: Callable[[int], Path]

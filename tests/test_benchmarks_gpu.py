@@ -107,7 +107,7 @@ def test_gpu_load_reads_what_nvidia_smi_prints(tmp_path: Path) -> None:
     fake.chmod(0o755)
     probe = (
         f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "from pipeline import GpuLoad\n"
+        "from gpu_load import GpuLoad\n"
         "load = GpuLoad.start()\n"
         "while len(load._samples) < 4: time.sleep(0.01)\n"
         "time.sleep(0.1)\n"

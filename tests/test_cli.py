@@ -14,8 +14,9 @@ from chatspace.errors import ExitCode
 from tests.conftest import texts, write_parquet
 
 COMMANDS = [
-    "setup", "submit", "run", "task", "gather", "verify", "status", "embed-hf", "schema", "demo",
-    "version",
+    "doctor", "stage", "probe", "report",
+    "setup", "submit", "resubmit", "cancel", "run", "task", "gather", "verify", "status", "logs",
+    "env", "embed-hf", "schema", "demo", "version",
 ]  # fmt: skip
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -178,7 +179,7 @@ def test_run_failing_slice_says_why_and_where_its_log_is(
 
 
 @pytest.mark.parametrize(
-    "words", [("nope",), ("setup", "--nope"), ("run", "x.yaml", "--workers", "none"), ("status",)]
+    "words", [("nope",), ("setup", "--nope"), ("run", "x.yaml", "--workers", "none"), ("gather",)]
 )
 def test_usage_errors_are_one_line_with_exit_code_2(
     words: tuple[str, ...], chatspace: Command

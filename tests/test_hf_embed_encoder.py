@@ -1,4 +1,4 @@
-"""Vectors against sentence-transformers' own; memory, models and prompts that do not fit."""
+"""Vectors against sentence-transformers' own; models and prompts that do not fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
-from chatspace.hf_embed import loading, packing
-from chatspace.hf_embed.bucketing import Buckets, Budget, packed, padded
+from chatspace.hf_embed import model_input, packing
+from chatspace.hf_embed.bucketing import packed, padded
 from chatspace.hf_embed.compiling import share_graphs, warm_up
 from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.linears import prepack_linears
 from chatspace.hf_embed.loading import load_encoder
 from chatspace.hf_embed.spec import EmbedSpec, EncodeSection, ModelSection
-from chatspace.hf_embed.tokens import FastTokenizer, Features, LibraryTokenizer
+from chatspace.hf_embed.tokens import FastTokenizer, LibraryTokenizer
 from tests.models import KINDS, build
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -189,7 +189,7 @@ def test_library_tokenizer_gives_the_same_vectors(
 ) -> None:
     texts = some_texts(10)
     fast = load(tiny["bert-mean"])
-    monkeypatch.setattr(loading, "_agrees", lambda *_: False)
+    monkeypatch.setattr(model_input, "_agrees", lambda *_: False)
     slow = load(tiny["bert-mean"])
     assert isinstance(slow.tokenizer, LibraryTokenizer) and "tokenised by" in slow.notes[0]
     assert min_cosine(vectors_of(fast, texts), vectors_of(slow, texts)) > 0.999999
@@ -215,76 +215,6 @@ def test_row_without_tokens_gets_zeros_and_leaves_the_others_alone(
     assert sorted(row for batch in batches for row in batch.rows) == [0, 2]
     found = np.concatenate([encoder.encode(empty, batch) for batch in batches])
     assert min_cosine(found, vectors_of(encoder, ["a", "b"])) > 0.999999
-
-
-# Memory
-
-
-class Short:
-    """A forward that runs out of memory above so many rows."""
-
-    def __init__(self, max_rows: int, error: type[RuntimeError], message: str) -> None:
-        self.max_rows, self.error, self.message = max_rows, error, message
-        self.calls: list[int] = []
-
-    def __call__(self, features: Features) -> torch.Tensor:
-        n_rows = len(features["input_ids"])
-        self.calls.append(n_rows)
-        if n_rows > self.max_rows:
-            raise self.error(self.message)
-        return features["input_ids"].float()[:, :4]
-
-
-def short_encoder(forward: Short, tokenizer: FastTokenizer) -> Encoder:
-    return Encoder(
-        tokenizer=tokenizer,
-        forward=forward,
-        device=torch.device("cpu"),
-        dim=4,
-        max_tokens=128,
-        buckets=Buckets(min_tokens=16, max_tokens=128, limit=128),
-        budget=Budget(tokens=16 * 8),
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB"),
-        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
-        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_out_of_memory_splits_the_batch_and_says_so_once(
-    error: type[RuntimeError], message: str, tiny: dict[str, Path]
-) -> None:
-    tokenizer = load(tiny["bert-mean"]).tokenizer
-    assert isinstance(tokenizer, FastTokenizer)
-    texts = [chr(97 + i) for i in range(16)]
-    enough, short = Short(99, error, message), Short(3, error, message)
-    encoder = short_encoder(short, tokenizer)
-    expected = vectors_of(short_encoder(enough, tokenizer), texts)
-    assert np.array_equal(vectors_of(encoder, texts), expected)
-    # Each batch is tried whole again: a lack of memory must not change the batches that follow.
-    assert short.calls == [8, 4, 2, 2, 4, 2, 2] * 2
-    assert len(encoder.notes) == 1 and "tokens_per_batch=32" in encoder.notes[0]
-
-
-def test_out_of_memory_with_one_row_is_a_model_error(tiny: dict[str, Path]) -> None:
-    tokenizer = load(tiny["bert-mean"]).tokenizer
-    assert isinstance(tokenizer, FastTokenizer)
-    encoder = short_encoder(Short(0, torch.OutOfMemoryError, "CUDA out of memory."), tokenizer)
-    with pytest.raises(ModelError, match="one row of 16 tokens; CUDA out of memory"):
-        vectors_of(encoder, ["a", "b"])
-
-
-def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tiny: dict[str, Path]) -> None:
-    tokenizer = load(tiny["bert-mean"]).tokenizer
-    assert isinstance(tokenizer, FastTokenizer)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        vectors_of(
-            short_encoder(Short(0, RuntimeError, "shapes cannot be multiplied"), tokenizer), ["a"]
-        )
 
 
 # Compiling

@@ -25,18 +25,10 @@ from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
 from chatspace.shards.records import ShardSpan
 from chatspace.shards.table import embedding_matrix
 from tests.models import build
+from tests.shards import FakeRows
 
 ROWS_PER_SHARD = 40
 N_ROWS = 150
-
-
-@dataclass
-class FakeRows:
-    row_index: np.ndarray
-    ids: pa.Array
-    texts: list[str]
-    metadata: pa.Array
-    skipped: dict[str, int]
 
 
 @dataclass

@@ -73,6 +73,15 @@ def test_budget_that_was_named_or_is_hardly_used_is_not_probed(
     assert tried == []
 
 
+def test_budget_that_is_taken_is_the_one_that_the_manifests_name(encoder: Encoder) -> None:
+    assert encoder.runtime["tokens_per_batch"] == USUAL.tokens
+    for budget in (Budget(rows=8), USUAL):
+        encoder.take_budget(budget)
+        assert encoder.budget == budget
+        assert encoder.runtime["tokens_per_batch"] == budget.tokens
+        assert encoder.runtime["batch_size"] == budget.rows
+
+
 def test_probe_measures_a_real_model(encoder: Encoder) -> None:
     budget = tuned_budget(EncodeSection(), encoder, n_rows=LEAST_ROWS, seconds=0.5)
     assert budget.tokens in {1024, 2048, 4096, 8192}

@@ -7,7 +7,8 @@ import pytest
 
 from chatspace.errors import ExitCode, UnfitEnvironmentError
 from chatspace.jobs import scheduler as module
-from chatspace.jobs.scheduler import ACTIVE_STATES, SlurmScheduler, _parse_states
+from chatspace.jobs.scheduler import ACTIVE_STATES, SlurmScheduler, Snapshot, look
+from tests.runs import FakeScheduler
 
 Fake = Callable[..., Path]
 
@@ -51,8 +52,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         ("12_1|FAILED\n12_1|RUNNING", {"12_1": "RUNNING"}),
     ],
 )
-def test_parse_states_any_form_of_squeue_and_sacct(text: str, states: dict[str, str]) -> None:
-    assert _parse_states(text) == states
+def test_states_any_form_of_an_answer_is_understood(
+    fake: Fake, text: str, states: dict[str, str]
+) -> None:
+    fake("sacct", out=text)
+    fake("squeue", out=text)
+    assert SlurmScheduler().states(["12"]) == states
 
 
 def test_submit_calls_sbatch_in_the_script_s_folder(fake: Fake, tmp_path: Path) -> None:
@@ -112,23 +117,63 @@ def test_submit_slurm_that_does_not_answer_is_an_error(
 
 
 def test_states_squeue_goes_before_accounting_which_lags(fake: Fake) -> None:
-    sacct = fake("sacct", out="12_0|RUNNING\n12_1|COMPLETED\n12_[2-3]|PENDING\n13|PENDING\n")
-    squeue = fake("squeue", out="12_0|COMPLETING\n12_2|RUNNING\n99_0|RUNNING\n")
+    sacct = fake(
+        "sacct", out="12_0|RUNNING|0:0\n12_1|COMPLETED|0:0\n12_[2-3]|PENDING|0:0\n13|PENDING|\n"
+    )
+    squeue = fake("squeue", out="12_0|COMPLETING|x\n12_2|RUNNING|x\n99_0|RUNNING|x\n")
     assert SlurmScheduler().states(["12", "13"]) == {
         "12_0": "COMPLETING",
         "12_1": "COMPLETED",
-        "12_2": "RUNNING",
-        "12_3": "PENDING",
+        "12_2": "RUNNING",  # and 12_3, which is not in the queue, was cancelled
         "13": "PENDING",
     }
-    assert sacct.read_text().splitlines()[1:] == ["0", "-nPX", "-o", "JobID,State", "-j", "12,13"]
-    assert squeue.read_text().splitlines()[1:] == ["0", "--me", "-h", "-r", "-o", "%i|%T"]
+    assert sacct.read_text().splitlines()[1:] == [
+        "0", "-nPX", "-o", "JobID,State,ExitCode", "-j", "12,13",
+    ]  # fmt: skip
+    assert squeue.read_text().splitlines()[1:] == [
+        "0", "--me", "-h", "-t", "all", "-o", "%i|%T|%j",
+    ]  # fmt: skip
 
 
 def test_states_without_accounting_squeue_is_enough(fake: Fake) -> None:
     fake("sacct", err="Slurm accounting storage is disabled\n", code=1)
-    fake("squeue", out="12_0|RUNNING\n")
-    assert SlurmScheduler().states(["12"]) == {"12_0": "RUNNING"}
+    fake("squeue", out="12_0|RUNNING|x\n12_[4-5%2]|PENDING|x\n12_1|FAILED|x\n")
+    assert SlurmScheduler().states(["12"]) == {
+        "12_0": "RUNNING",
+        "12_1": "FAILED",
+        "12_4": "PENDING",
+        "12_5": "PENDING",
+    }
+
+
+def test_look_tells_exit_codes_and_jobs_that_go_by_a_name(fake: Fake) -> None:
+    fake("sacct", out="12_0|FAILED|0:9\n12_1|COMPLETED|0:0\n")
+    fake("squeue", out="31_[0-1]|PENDING|mine|odd\n32_0|RUNNING|other\n33|PENDING|mine\n")
+    assert SlurmScheduler().look(["12"], ["mine|odd"]) == Snapshot(
+        states={"12_0": "FAILED", "12_1": "COMPLETED", "31_0": "PENDING", "31_1": "PENDING"},
+        exit_codes={"12_0": "0:9"},
+        names={"31": "mine|odd"},
+    )
+
+
+def test_look_without_ids_asks_the_queue_alone(fake: Fake) -> None:
+    sacct = fake("sacct")
+    fake("squeue")
+    assert SlurmScheduler().look([], ["mine"]) == Snapshot()
+    assert not sacct.exists()
+
+
+def test_look_queue_that_does_not_answer_is_told_apart_from_an_empty_one(fake: Fake) -> None:
+    fake("squeue", err="Unable to contact slurm controller\n", code=1)
+    fake("sacct", out="12_0|RUNNING|0:0\n")
+    assert SlurmScheduler().look(["12"]) == Snapshot(states={"12_0": "RUNNING"}, answered=False)
+
+
+def test_look_another_batch_system_is_asked_for_states_alone() -> None:
+    scheduler = FakeScheduler({"12_0": "RUNNING"})
+    assert look(scheduler, ["12"], ["mine"]) == Snapshot(states={"12_0": "RUNNING"})
+    assert look(scheduler, [], ["mine"]) == Snapshot()
+    assert scheduler.asked == [["12"]]
 
 
 def test_states_without_slurm_nothing_is_known(fake: Fake) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chatspace.shards.table import embedding_matrix, embedding_schema, embedding_table
-
-
-@dataclass
-class FakeRows:
-    row_index: np.ndarray
-    ids: pa.Array
-    texts: list[str]
-    metadata: pa.Array
+from tests.shards import FakeRows
 
 
 def rows_of(n: int) -> FakeRows:

@@ -38,6 +38,9 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Slices at the same time [one a GPU; one on a CPU]."),
 ]
+UseProbeOption = Annotated[
+    bool, typer.Option("--use-probe", help="With what `chatspace probe` suggested for the spec.")
+]
 
 
 def set_up_file(
@@ -51,6 +54,18 @@ def set_up_file(
     if prepare is not None:
         prepare(spec)
     return set_up_spec(spec, path, overrides, out, check)
+
+
+def set_up_probed(text: str, overrides: list[str], out: Path | None, *, check: Any = None) -> SetUp:
+    """Returns the run of a spec file with what its probe suggests; says what was taken."""
+    from chatspace.jobs.probe_use import keep_probe, use_probe
+    from chatspace.spec.loading import load_spec
+
+    used = use_probe(load_spec(Path(text), overrides))
+    say("\n".join(used.lines))
+    done = set_up_file(text, [*overrides, *used.overrides], out, check=check)
+    keep_probe(used.probe, done.plan)
+    return done
 
 
 def set_up_spec(
@@ -79,14 +94,17 @@ def spec_or_run(
 ) -> SetUp:
     """Sets a spec up, or takes a run that was set up before as it is."""
     from chatspace.api import open_run
-    from chatspace.jobs.setup import set_up_again
+    from chatspace.jobs.setup import render_all, set_up_again
 
     if Path(text).suffix in (".yaml", ".yml"):
         more = [f"workspace={workspace}"] if workspace else []
         return set_up_file(text, [*overrides, *more], out, check=check)
     if overrides:
         raise SpecError("--set changes a run spec, not a run. Name the YAML file.")
-    return set_up_again(open_run(text, workspace=workspace).plan, out and out.absolute())
+    plan = open_run(text, workspace=workspace).plan
+    if check is not None:
+        check(plan, render_all(plan))
+    return set_up_again(plan, out and out.absolute())
 
 
 def one_of(spec: str | None, config: str | None) -> str:

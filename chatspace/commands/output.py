@@ -26,3 +26,9 @@ def print_rich(renderable: Any) -> None:
 def say(text: str) -> None:
     """Prints lines as they are."""
     sys.stdout.write(f"{text}\n")
+
+
+def say_at_once(text: str) -> None:
+    """Prints lines that somebody waits for, also into a pipe or a log file."""
+    say(text)
+    sys.stdout.flush()

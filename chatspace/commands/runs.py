@@ -58,6 +58,9 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Although jobs of the run are active.")
     ] = False,
+    no_doctor: Annotated[
+        bool, typer.Option("--no-doctor", help="Without looking first whether all is fit.")
+    ] = False,
 ) -> None:
     """Set up and submit to SLURM, with a gather job."""
     from functools import partial
@@ -66,7 +69,9 @@ def submit(
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.jobs.submissions import submit_all
 
-    check = partial(check_submittable, executor="sbatch", again=again)
+    check = partial(
+        check_submittable, executor="sbatch", again=again, doctor=not no_doctor, tell=say
+    )
     done = spec_or_run(one_of(spec, config), set_ or [], out, workspace, check=check)
     if Run(done.plan).is_complete() and not again:
         say(f"{done.plan.run_id}: complete and gathered already, nothing submitted")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +71,41 @@ def pick_workers(encode: EncodeSection, device: torch.device, threads: int, comp
     if device.type == "cpu":
         return min(threads, MOST_CPU_WORKERS)
     return GPU_WORKERS if device.type == "cuda" else 1
+
+
+def pick_streams(
+    device: torch.device, workers: int, *, foreign_code: bool
+) -> Callable[[], AbstractContextManager[object]]:
+    """Returns what makes the surroundings of a worker: a CUDA stream of its own, else nothing.
+
+    Args:
+        device: where the model is.
+        workers: how many there will be.
+        foreign_code: the model has code of its own, which may keep tensors that one pass made for
+            the next one; these need passes in one order, so all stay on one stream.
+    """
+    if device.type != "cuda" or workers == 1 or foreign_code:
+        return nullcontext
+    return partial(own_stream, device)
+
+
+def own_stream(device: torch.device, cuda: Any = torch.cuda) -> AbstractContextManager[object]:
+    """Returns a context whose thread computes on a new CUDA stream.
+
+    The streams share the weights, of which there is one copy; so the new one first waits for what
+    the calling thread's stream was given. Afterwards nothing goes from stream to stream: a worker
+    copies in, computes and copies out on its own, and hands on an array for whose copy it has
+    waited. So the memory of a tensor is used on the stream that it was made on, and no
+    `record_stream` is needed.
+
+    Args:
+        device: a CUDA device.
+        cuda: `torch.cuda`, or what takes its place in a test.
+    """
+    stream = cuda.Stream(device)
+    stream.wait_stream(cuda.current_stream(device))
+    context: AbstractContextManager[object] = cuda.stream(stream)
+    return context
 
 
 def pick_budget(encode: EncodeSection, device: torch.device, packs: bool) -> Budget:

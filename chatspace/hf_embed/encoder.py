@@ -1,8 +1,9 @@
 """The encoder of a slice: batches of tokens in, vectors out, whatever the memory allows.
 
 Several forward passes run at the same time, each in a thread of its own. On a CPU each has one
-core, which beats one pass on all of them: small layers do not divide well. On a GPU there are two,
-on one stream: while the device works at one batch, the next is made and handed over.
+core, which beats one pass on all of them: small layers do not divide well. On a GPU there are two:
+while the device works at one batch, the next is made and handed over. All passes share one copy of
+the weights; on a GPU each worker has a CUDA stream of its own, see `device.own_stream`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ from chatspace.hf_embed.bucketing import (
     plan_packs,
 )
 from chatspace.hf_embed.tokens import Features, RowTokenizer, Tokens
+from chatspace.hf_embed.turns import Turns
 from chatspace.hf_embed.workers import Workers
 
 FloatArray = npt.NDArray[np.float32]
@@ -51,6 +54,7 @@ class Encoder:
         normalize: scale vectors to length one.
         workers: forward passes at the same time.
         threads: CPU threads that all of them may use together.
+        around_worker: makes what a worker's thread is inside of as long as it lives.
         runtime: what is really used, for the manifests.
         notes: what the user should know, one line each.
     """
@@ -67,11 +71,22 @@ class Encoder:
     normalize: bool = False
     workers: int = 1
     threads: int = 1
+    around_worker: Callable[[], AbstractContextManager[object]] = nullcontext
     runtime: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _smallest_split: int | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _turns: Turns = field(default_factory=Turns, init=False)
     _pool: Workers | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Says in `runtime` what a batch is."""
+        self.take_budget(self.budget)
+
+    def take_budget(self, budget: Budget) -> None:
+        """Makes batches of this size from now on."""
+        self.budget = budget
+        self.runtime.update(tokens_per_batch=budget.tokens, batch_size=budget.rows)
 
     def plan(self, tokens: Tokens) -> list[Batch]:
         """Returns the batches of a shard; rows without tokens are in none of them."""
@@ -105,39 +120,50 @@ class Encoder:
         """Has a worker do `encode`."""
         if self._pool is None:
             each = max(1, self.threads // self.workers)
-            self._pool = Workers(self.workers, each)
+            self._pool = Workers(self.workers, each, self.around_worker)
         return self._pool.submit(self.encode, tokens, batch)
 
-    def close(self) -> None:
-        """Ends the workers after what they have in hand."""
+    def close(self, wait_s: float = 0.0) -> None:
+        """Ends the workers after what they have in hand, and waits at most so long for that."""
         if self._pool is not None:
-            self._pool.close()
+            self._pool.close(wait_s)
             self._pool = None
 
     def encode(self, tokens: Tokens, batch: Batch) -> FloatArray:
         """Returns the vectors of one batch, (n_rows, dim), float32, in the order of `batch.rows`.
 
-        A batch that does not fit into memory is halved, and halved again; later ones start whole.
+        A batch that does not fit into memory is halved, and halved again; later ones start whole. A
+        single row that does not fit is tried once more while no other worker is in a forward pass.
 
         Args:
             tokens: the shard that the batch is of.
             batch: which of its rows.
 
         Raises:
-            ModelError: a single row does not fit into memory.
+            ModelError: a single row does not fit into memory, not even alone.
         """
-        reason = self._try_forward(tokens.features(batch))
-        if not isinstance(reason, str):
-            return reason
+        features = tokens.features(batch)
+        with self._turns.together():
+            found = self._try_forward(features)
+        if not isinstance(found, str):
+            return found
         if len(batch.rows) == 1:
-            raise ModelError(
-                f"Out of memory: one row of {batch.n_padded_tokens} tokens; {_first_line(reason)} "
-                f"Set model.max_tokens lower, or use a device with more memory."
-            )
+            return self._encode_alone(features, batch)
         halves = batch.halves(tokens.lengths)
         with self._lock:
             self._note_split(max(half.n_padded_tokens for half in halves))
         return np.concatenate([self.encode(tokens, half) for half in halves])
+
+    def _encode_alone(self, features: Features, batch: Batch) -> FloatArray:
+        with self._turns.alone():
+            _free_memory()  # also what other workers' passes have left behind
+            found = self._try_forward(features)
+        if not isinstance(found, str):
+            return found
+        raise ModelError(
+            f"Out of memory: one row of {batch.n_padded_tokens} tokens; {_first_line(found)} "
+            f"Set model.max_tokens lower, or use a device with more memory."
+        )
 
     def _try_forward(self, features: Features) -> FloatArray | str:
         """Returns vectors, or why the memory did not suffice."""
@@ -154,8 +180,7 @@ class Encoder:
                 raise
             reason = str(error)
         # Here the exception is gone, and with its traceback the tensors of the failed pass.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
         return reason
 
     def _note_split(self, n_tokens: int) -> None:
@@ -200,6 +225,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(sign in str(error) for sign in _MEMORY_SIGNS)
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _first_line(text: str) -> str:

@@ -8,7 +8,7 @@ list of models here: whatever can be packed is packed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,12 @@ Undo = Callable[[], None]
 
 LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.9999}
 _TEXTS = ("a", "naïve 北京", "The quick brown fox jumps over the lazy dog.")
-_LONGEST_PROBE = 600  # a longer sliding window is not crossed: it would take too long on a CPU
+_WORDS = "so many words "
+_LONGEST_PROBE, _LONGEST_CPU_PROBE = (
+    6144,
+    1536,
+)  # tokens; on a CPU, below half a second of attention
+_MOST_CPU_WORK = 2**37  # weights times tokens of a probe: about a second on two cores
 
 
 class Fitting:
@@ -38,48 +43,68 @@ class Fitting:
         model: as sentence-transformers loaded it; changed in place.
         tokenizer: makes its tokens.
         embed: runs it on a batch, (n_rows, dim), float32, on the CPU.
-        device: where it is.
+
+    Attributes:
+        dim: length of the vectors.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: RowTokenizer, embed: Embed, device: torch.device
-    ) -> None:
-        self._model, self._inner = model, model.transformers_model
-        self._tokenizer, self._embed, self._device = tokenizer, embed, device
+    def __init__(self, model: Any, tokenizer: RowTokenizer, embed: Embed) -> None:
+        self._model, self._inner, self._device = model, model.transformers_model, model.device
+        self._tokenizer, self._embed = tokenizer, embed
+        self._texts, self._expected = list(_TEXTS), self._one_by_one(_TEXTS)  # (n_texts, dim)
+        self.dim = self._expected.shape[1]
 
     def fit(self, *, pack: bool, notes: list[str]) -> bool:
         """Makes the model fast and returns whether it takes joined rows.
 
         Args:
             pack: join rows if the model can be made to take them.
-            notes: gets a line that says why it cannot.
+            notes: gets a line that says why it cannot, or what was not compared.
         """
         if self._inner is None:  # no transformer: nothing to attend, and nothing slow
             return False
-        self._remember()
         packs = False
         if pack:
-            reason = self._pack()
+            reason = self._pack(notes)
             packs = reason is None
             if reason is not None:
                 notes.append(f"Batches are padded; rows of this model cannot be joined: {reason}.")
         if self._device.type == "cpu":
-            batch = self._joined if packs else self._padded
-            self._try(lambda: prepack_linears(self._model), batch)
+            self._try(lambda: prepack_linears(self._model), _TEXTS, join=packs)
         return packs
 
-    def _remember(self) -> None:
-        self._tokens = self._tokenizer.tokenize(_probes(self._inner), check=lambda: None)
-        lengths = self._tokens.lengths
-        order = np.argsort(-lengths, kind="stable")  # (n_probes,)
-        self._joined = packed(order, lengths)
-        self._padded = padded(order, int(lengths.max()))
-        alone = [padded(order[[place]], int(lengths[row])) for place, row in enumerate(order)]
-        self._expected = torch.cat([self._embed(self._tokens, batch) for batch in alone])
+    def _one_by_one(self, texts: Sequence[str]) -> torch.Tensor:
+        """Returns the vectors of texts, each in a batch of its own, (n_texts, dim)."""
+        tokens = self._tokenizer.tokenize(texts, check=lambda: None)
+        rows = np.arange(len(texts))
+        batches = [padded(rows[[row]], int(tokens.lengths[row])) for row in rows]
+        return torch.cat([self._embed(tokens, batch) for batch in batches])
 
-    def _pack(self) -> str | None:
+    def _pack(self, notes: list[str]) -> str | None:
         """Makes the model take joined rows; returns why it cannot, if it cannot."""
-        return self._obstacle() or self._try(self._set_attention, self._joined)
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            return obstacle
+        self._look_beyond_window(notes)
+        return self._try(self._set_attention, self._texts, join=True)
+
+    def _look_beyond_window(self, notes: list[str]) -> None:
+        """Adds a text that is longer than the sliding window, where rows can be."""
+        window, limit = sliding_window(self._inner), self._model.max_seq_length
+        if window is None or (limit is not None and limit <= window):
+            return
+        n_tokens, most = window * 3 // 2, longest_probe(self._inner, self._device)
+        if n_tokens > most:
+            notes.append(
+                f"Rows longer than the sliding window of {window:,} tokens were not compared when "
+                f"the model was loaded; here windows up to {most * 2 // 3:,} are. "
+                f"With encode.batching: buckets rows are not joined."
+            )
+            return
+        in_eight = self._tokenizer.count(9 * _WORDS) - self._tokenizer.count(_WORDS)
+        text = _WORDS * (1 + 8 * n_tokens // in_eight)
+        self._texts.append(text)
+        self._expected = torch.cat([self._expected, self._one_by_one([text])])
 
     def _obstacle(self) -> str | None:
         name, own = type(self._inner).__name__, is_mpnet(self._inner)
@@ -114,12 +139,15 @@ class Fitting:
         self._inner.set_attn_implementation(PACKED)
         return lambda: self._inner.set_attn_implementation(before)
 
-    def _try(self, change: Callable[[], Undo], batch: Batch) -> str | None:
+    def _try(self, change: Callable[[], Undo], texts: Sequence[str], *, join: bool) -> str | None:
         """Makes a change and returns None, or undoes it and returns why."""
+        tokens = self._tokenizer.tokenize(texts, check=lambda: None)
+        rows = np.argsort(-tokens.lengths, kind="stable")  # (n_texts,)
+        batch = packed(rows, tokens.lengths) if join else padded(rows, int(tokens.lengths.max()))
         undo: Undo | None = None
         try:
             undo = change()
-            reason = self._difference(self._embed(self._tokens, batch))
+            reason = self._difference(self._embed(tokens, batch), self._expected[rows])
         except Exception as error:  # whatever it is, the model stays as it came
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         if reason is not None:
@@ -128,15 +156,23 @@ class Fitting:
                 undo()
         return reason
 
-    def _difference(self, found: torch.Tensor) -> str | None:
-        cosine = torch.cosine_similarity(found, self._expected).min().item()
+    def _difference(self, found: torch.Tensor, expected: torch.Tensor) -> str | None:
+        cosine = torch.cosine_similarity(found, expected).min().item()
         least = LEAST_COSINE.get(self._inner.dtype, LEAST_COSINE[torch.bfloat16])
         return None if cosine >= least else f"its vectors would differ, cosine {cosine:.5f}"
 
 
-def _probes(inner: Any) -> list[str]:
-    """Returns short texts, and one longer than a sliding window where the model has one."""
+def sliding_window(inner: Any) -> int | None:
+    """Returns how far a token of a transformers model sees in some layer, None if to both ends."""
     config = inner.config.get_text_config()
-    windows = (getattr(config, name, None) for name in ("sliding_window", "local_attention"))
-    longest = max((window for window in windows if isinstance(window, int)), default=0)
-    return [*_TEXTS, "so many words " * (min(longest, _LONGEST_PROBE) // 2 + 4)]
+    named = (getattr(config, name, None) for name in ("sliding_window", "local_attention"))
+    return max((window for window in named if isinstance(window, int)), default=None)
+
+
+def longest_probe(inner: Any, device: torch.device) -> int:
+    """Returns the longest text, in tokens, that may be embedded to compare vectors."""
+    if device.type != "cpu":
+        return _LONGEST_PROBE
+    linears = (module for module in inner.modules() if isinstance(module, torch.nn.Linear))
+    n_weights = sum(linear.weight.numel() for linear in linears)
+    return min(_LONGEST_CPU_PROBE, _MOST_CPU_WORK // max(1, n_weights))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatspace.data.fetch import fetched_snapshot
 from chatspace.errors import ModelError
 
 TIMEOUT_S = 5.0
@@ -36,6 +37,12 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def staged_snapshot(name: str, revision: str | None, cache: Path) -> Path | None:
+    """Returns the folder of a model that `chatspace stage` put into a hub cache, whole."""
+    snapshots = (fetched_snapshot(candidate, revision, cache) for candidate in candidates(name))
+    return next((snapshot for snapshot in snapshots if snapshot), None)
+
+
 def cached_snapshot(name: str, revision: str | None, hf_home: str | None = None) -> Path | None:
     """Returns the folder of a model in the local cache, None where it has none of that revision.
 
@@ -53,7 +60,7 @@ def cached_snapshot(name: str, revision: str | None, hf_home: str | None = None)
     quiet()
     own = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
     cache = Path(hf_home) / "hub" if hf_home and not own else own
-    for candidate in _candidates(name):
+    for candidate in candidates(name):
         for file in ("modules.json", "config.json"):
             try:
                 found = try_to_load_from_cache(candidate, file, cache_dir=cache, revision=revision)
@@ -76,7 +83,7 @@ def ask_hub(name: str, revision: str | None) -> HubAnswer:
     if constants.is_offline_mode():
         return HubAnswer(reached=False)
     refusals = []
-    for candidate in _candidates(name):
+    for candidate in candidates(name):
         answer = _ask_in_time(candidate, revision)
         if isinstance(answer, HubAnswer):
             return answer
@@ -92,7 +99,8 @@ def _no_such_model(name: str, revision: str | None, error: Exception) -> ModelEr
     )
 
 
-def _candidates(name: str) -> tuple[str, ...]:
+def candidates(name: str) -> tuple[str, ...]:
+    """Returns the names that a model may have on the hub, in the order in which they are tried."""
     return (name,) if "/" in name else (f"{_ORGANIZATION}/{name}", name)
 
 

@@ -149,8 +149,8 @@ class Pipeline:
         except BaseException as error:
             self.flow.fail(error)
         self.flow.close()
-        self.encoder.close()
         leave_by = time.perf_counter() + LEAVE_S
+        self.encoder.close(LEAVE_S)
         for thread in threads:  # daemons: one that is stuck does not keep the process
             thread.join(max(0.0, leave_by - time.perf_counter()))
         if self.flow.error is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from chatspace.atomic import read_json_object
 from chatspace.errors import ModelError
-from chatspace.hf_embed.hub import ask_hub, cached_snapshot
+from chatspace.hf_embed.hub import ask_hub, cached_snapshot, staged_snapshot
 from chatspace.hf_embed.spec import EmbedSpec
-from chatspace.layout import path_component
+from chatspace.layout import Layout, find_workspace, path_component
 from chatspace.spec.cluster import resolve_cluster
 
 HASH_WHOLE_BYTES = 64 * 2**20
@@ -27,6 +27,7 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
     A hub model also has `revision`: the commit that all tasks load. It is that of the local cache,
     else the hub's; where neither knows it, what the spec says (None: whatever the tasks find). It
     is part of the fingerprint, so that planning before and after a branch moved gives two runs.
+    Where it was staged, `path` is its folder, which is no part of the fingerprint.
 
     Raises:
         ModelError: a local folder that is not there or holds no model, or a name or revision that
@@ -53,18 +54,20 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
 
 
 def _hub_model(spec: EmbedSpec) -> dict[str, Any]:
-    name, asked = spec.model.name, spec.model.revision
+    name, asked, cluster = spec.model.name, spec.model.revision, resolve_cluster(spec)
+    workspace = find_workspace(cluster.workspace if spec.workspace else None, cluster.workspace)
+    staged = staged_snapshot(name, asked, Layout(workspace).hub_cache(cluster.hf_home))
     # The cache that tasks will have, which may be another than that of the person who plans.
-    snapshot = cached_snapshot(name, asked, resolve_cluster(spec).hf_home)
+    snapshot = staged or cached_snapshot(name, asked, cluster.hf_home)
     commit = snapshot.name if snapshot else ask_hub(name, asked).commit
     revision = commit or asked
     return {
         "name": name,
         "label": path_component(name),
-        "path": None,
+        "path": str(staged) if staged else None,
         "revision": revision,
         "fingerprint": {"hub": name, "revision": revision},
-        **({"embedding_dim": embedding_dim(snapshot)} if snapshot else {}),
+        **({"embedding_dim": embedding_dim(snapshot), "cached": True} if snapshot else {}),
     }
 
 
@@ -91,9 +94,9 @@ def embedding_dim(folder: Path) -> int | None:
     dims = [
         config.get("out_features")
         for path in sorted(folder.glob("*_Dense/config.json"))
-        if (config := _read_json(path))
+        if (config := read_json_object(path))
     ]
-    hidden = _read_json(folder / "config.json").get("hidden_size")
+    hidden = read_json_object(folder / "config.json").get("hidden_size")
     dim = dims[-1] if dims else hidden
     return dim if isinstance(dim, int) else None
 
@@ -112,11 +115,3 @@ def _digest(path: Path) -> str:
         file.seek(-HASH_EDGE_BYTES, os.SEEK_END)
         digest.update(file.read())
     return f"{size}:{digest.hexdigest()}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -84,7 +84,10 @@ class EncodeSection(Section):
     normalize: bool | None = None
     """Scale vectors to length one [as the model says]."""
     workers: int | None = Field(None, gt=0)
-    """Forward passes at the same time [one for each CPU thread up to 16, 2 on a GPU]."""
+    """Forward passes at the same time [one for each CPU thread up to 16, 2 on a GPU].
+
+    They share the weights; on a GPU each has a CUDA stream of its own.
+    """
     prefetch_shards: int = Field(1, gt=0)
     """Shards that wait, tokenised, for the encoder."""
 

@@ -103,9 +103,9 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
         warm_up(encoder)
     if encoder.device.type == "cpu":
         n_rows = sum(span.n_rows for span in work.spans)
-        encoder.budget = tuned_budget(encode, encoder, n_rows=n_rows)
+        encoder.take_budget(tuned_budget(encode, encoder, n_rows=n_rows))
     facts = software_facts() | hardware_facts(encoder.runtime["device"])
-    encoder.runtime.update(facts, threads=work.threads, tokens_per_batch=encoder.budget.tokens)
+    encoder.runtime.update(facts, threads=work.threads)
     return encoder
 
 

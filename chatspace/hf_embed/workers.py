@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -17,14 +19,24 @@ class Workers:
     Args:
         n_workers: how many.
         threads_each: CPU threads that PyTorch may use in each; it is a setting of a thread.
+        around: makes what a thread is inside of as long as it lives; called once for each.
     """
 
-    def __init__(self, n_workers: int, threads_each: int) -> None:
+    def __init__(
+        self,
+        n_workers: int,
+        threads_each: int,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads_each = threads_each
-        self._n_workers = n_workers
-        for number in range(n_workers):
-            threading.Thread(target=self._run, name=f"encoder-{number}", daemon=True).start()
+        names = [f"encoder-{number}" for number in range(n_workers)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(around(),), name=name, daemon=True)
+            for name in names
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Has the next free thread call a function."""
@@ -32,8 +44,13 @@ class Workers:
         self._work.put((future, lambda: function(*args)))
         return future
 
-    def close(self) -> None:
-        """Cancels what no thread has begun; the threads end after what they have in hand."""
+    def close(self, wait_s: float = 0.0) -> None:
+        """Cancels what no thread has begun; the threads end after what they have in hand.
+
+        Args:
+            wait_s: how long to wait for that. A process that exits while a thread is inside of
+                PyTorch may be aborted, and then has not the exit code that it chose.
+        """
         while True:
             try:
                 waiting = self._work.get_nowait()
@@ -41,11 +58,18 @@ class Workers:
                 break
             if waiting is not None:
                 waiting[0].cancel()
-        for _ in range(self._n_workers):
+        for _ in self._threads:
             self._work.put(None)
+        end_by = time.perf_counter() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, end_by - time.perf_counter()))
 
-    def _run(self) -> None:
+    def _run(self, inside: AbstractContextManager[object]) -> None:
         torch.set_num_threads(self._threads_each)
+        with inside:
+            self._work_off()
+
+    def _work_off(self) -> None:
         while (taken := self._work.get()) is not None:
             future, call = taken
             if not future.set_running_or_notify_cancel():

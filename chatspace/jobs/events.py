@@ -19,10 +19,15 @@ class EventLog:
     on. Each event is one `write` to a file opened for appending, so that a killed task leaves at
     most one torn line, at the end. Not covered: two tasks that write one log at the same time on a
     network file system, where appends may overwrite each other.
+
+    Args:
+        path: the file; made where it is missing, with its folder.
+        attempt: name of the execution that writes, told by each event [none].
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, attempt: str | None = None) -> None:
         self._path = path
+        self._told = {} if attempt is None else {"attempt": attempt}
         self._warned = False
         self._descriptor: int | None = None
         try:
@@ -37,7 +42,7 @@ class EventLog:
         if self._descriptor is None:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": time, "event": event, **fields}).encode() + b"\n"
+        line = json.dumps({"time": time, "event": event, **self._told, **fields}).encode() + b"\n"
         # A line that was cut short is closed first, or it would swallow this one.
         data = b"\n" + line if self._torn else line
         try:

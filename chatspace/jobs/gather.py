@@ -153,6 +153,8 @@ def _publish(plan: Plan, split: SplitPlan, coverage: Coverage) -> Gathered:
     store.remove_stale_temps(split.spans(), finished=True)
     path = Path(plan.workspace) / split.manifest
     content = dataset_manifest(plan, split, coverage)
+    for note in content["notes"]:
+        log.warning("%s split %s: %s", plan.run_id, split.name, note)
     earlier = read_manifest(plan, split)
     if earlier is not None and earlier["shards"] == content["shards"]:
         return Gathered(split=split.name, manifest=path, content=earlier)
@@ -190,6 +192,7 @@ def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[s
         "bytes": sum(record.bytes for record in records),
         "shards": [asdict(record) for record in records],
         **_measured(coverage.attempts),
+        **_compute_dtypes(records, coverage.attempts),
         "run_config": plan.spec,
         **{key: value for key, value in plan.provenance.items() if "git_" in key},
         "tool_version": __version__,
@@ -230,6 +233,30 @@ def _measured(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gpus": sorted({a["runtime"]["gpu"] for a in timed if a["runtime"].get("gpu")}),
         "tasks": list(attempts),
     }
+
+
+def _compute_dtypes(
+    records: Sequence[ShardRecord], attempts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the dtypes that the shards were computed in, and a note if there are several.
+
+    A shard whose execution was killed is not counted: what it computed in is written at its end.
+    """
+    known = {a["attempt"]: a for a in attempts if a.get("runtime", {}).get("dtype")}
+    used = [known[record.attempt] for record in records if record.attempt in known]
+    counts = Counter(attempt["runtime"]["dtype"] for attempt in used)
+    dtypes = sorted(counts)
+    if len(dtypes) <= 1:
+        return {"compute_dtypes": dtypes, "notes": []}
+    usual = max(dtypes, key=lambda dtype: counts[dtype])
+    rarer = [attempt for attempt in used if attempt["runtime"]["dtype"] != usual]
+    nodes = sorted({a.get("slurm", {}).get("node") or a.get("host") or "unknown" for a in rarer})
+    note = (
+        f"Vectors computed in several dtypes: compute_dtypes={','.join(dtypes)}; {len(rarer)} of "
+        f"{len(records)} shards not in {usual}, on {_shortened(', '.join(nodes))}. For one dtype "
+        f"on all nodes set {' or '.join(f'model.dtype: {dtype}' for dtype in dtypes)}."
+    )
+    return {"compute_dtypes": dtypes, "notes": [note]}
 
 
 def _version(package: str) -> str | None:

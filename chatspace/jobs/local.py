@@ -15,6 +15,7 @@ from typing import IO
 
 from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
 from chatspace.jobs.attempt import usable_threads
+from chatspace.jobs.causes import cause_of_exit
 from chatspace.jobs.events import EventLog, read_events
 from chatspace.jobs.progress import LiveProgress
 from chatspace.layout import Layout, path_component
@@ -241,8 +242,9 @@ class _Pool:
             return
         if code < 0:  # killed: it could not say so itself
             path = self._layout.event_log(worker.split.name, worker.slice.index)
+            error, cause = f"killed by {signal.Signals(-code).name}", cause_of_exit(128 - code)
             with EventLog(path) as events:
-                events.write("failed", error=f"killed by {signal.Signals(-code).name}")
+                events.write("failed", error=error, cause=cause)
         label = f"{worker.split.name} {worker.slice.index}"
         self._outcome.failed.append((label, code, worker.log_path))
         # Wrong input would fail every other slice in the same way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from chatspace.spec.slurm import walltime_min
 # SLURM's own default: https://slurm.schedmd.com/slurm.conf.html#OPT_MaxArraySize
 DEFAULT_MAX_ARRAY_SIZE = 1001
 GATHER_TIME_MIN = 60
+# It takes a minute where libraries are read from a cold network file system.
+DOCTOR_TIME_MIN = 5
 # How the second line of every rendered script begins; setup knows its own scripts by it.
 RENDERED_BY = "# chatspace "
 RENDERED_DIRECTIVES = frozenset(
@@ -114,7 +117,7 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
     if job.exclude:
         given = [str(directives["exclude"])] if "exclude" in directives else []
         directives["exclude"] = ",".join([*given, *job.exclude])
-    return _render(
+    return render_template(
         KINDS[plan.kind].template,
         **_common(plan, directives),
         **_part(plan, split, job),
@@ -176,7 +179,7 @@ def render_gather(plan: Plan) -> str:
         **_mail(cluster),
         **_extra(cluster),
     }
-    return _render("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
+    return render_template("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
 
 
 def render_probe(plan: Plan, plan_path: Path, *, seconds: float, time_min: int) -> str:
@@ -202,11 +205,43 @@ def render_probe(plan: Plan, plan_path: Path, *, seconds: float, time_min: int) 
         "open-mode": "append",
         **_extra(cluster),
     }
-    return _render(
+    return render_template(
         "probe.slurm.j2",
         **_common(replace(plan, cluster=cluster), directives),
         probe_plan=quote("workspace", str(plan_path)),
         minutes=f"{seconds / 60:g}",
+    )
+
+
+def render_doctor(plan: Plan, folder: Path) -> str:
+    """Returns the script that looks around in a task's environment, with the run's directives.
+
+    Args:
+        plan: the run.
+        folder: has a copy of its plan, and gets the output of the job.
+
+    Raises:
+        SpecError: a value that no batch script can hold.
+    """
+    limit = walltime_min(plan.cluster["time"])
+    cluster = {**plan.cluster, "nodes": 1, "time": str(min(DOCTOR_TIME_MIN, limit or sys.maxsize))}
+    directives = {
+        "job-name": f"{plan.run_id}-doctor",
+        **_resources(cluster),
+        "ntasks": 1,
+        "ntasks-per-node": None,
+        **_gpus(cluster),
+        "output": f"{str(folder).replace('%', '%%')}/job.out",
+        "no-requeue": True,
+        **_extra(cluster),
+    }
+    return render_template(
+        "doctor.slurm.j2",
+        **{
+            **_common(replace(plan, cluster=cluster), directives),
+            "plan": quote("workspace", str(folder / "plan.json")),
+        },
+        folder=quote("workspace", str(folder)),
     )
 
 
@@ -382,7 +417,8 @@ def _comment(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", " ", text)
 
 
-def _render(template: str, **context: Any) -> str:
+def render_template(template: str, **context: Any) -> str:
+    """Returns a template of `templates/` with its values; one that is not given is an error."""
     environment = Environment(
         loader=FileSystemLoader(resource_dir("templates")),
         undefined=StrictUndefined,

@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,23 @@ ACTIVE_STATES = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a batch system says at one moment.
+
+    Attributes:
+        states: state by element, `1234_7`, of the jobs that were asked for.
+        exit_codes: `code:signal` of the elements that ended with neither 0.
+        names: name of each of these jobs by id, as far as they are or just were in the queue.
+        answered: whether the queue could be asked; if not, an unknown element may still be in it.
+    """
+
+    states: dict[str, str] = field(default_factory=dict)
+    exit_codes: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    answered: bool = True
+
+
 class Scheduler(Protocol):
     """What chatspace asks of a batch system."""
 
@@ -60,7 +78,14 @@ class Scheduler(Protocol):
 
 
 class SlurmScheduler:
-    """sbatch, squeue and sacct on this machine's PATH."""
+    """sbatch, squeue and sacct on this machine's PATH.
+
+    Args:
+        timeout_s: how long it is waited for an answer to each question about jobs.
+    """
+
+    def __init__(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
 
     def check(self, script: str) -> None:
         """Asks sbatch whether it would take a script, without submitting it.
@@ -97,15 +122,47 @@ class SlurmScheduler:
         A pending element that was cancelled is in neither, so callers keep their own list of what
         they expect.
         """
-        if not job_ids:
-            return {}
-        jobs = ",".join(job_ids)
-        states = _parse_states(_try_run(["sacct", "-nPX", "-o", "JobID,State", "-j", jobs]))
-        # squeue refuses ids that have left the queue, so the user's whole queue is asked for.
-        queue = _parse_states(_try_run(["squeue", "--me", "-h", "-r", "-o", "%i|%T"]))
-        wanted = set(job_ids)
-        states.update({k: v for k, v in queue.items() if k.split("_")[0] in wanted})
-        return states
+        return self.look(job_ids).states if job_ids else {}
+
+    def look(self, job_ids: Collection[str], names: Collection[str] = ()) -> Snapshot:
+        """Asks one squeue and, if there are ids, one sacct.
+
+        Args:
+            job_ids: jobs to tell of.
+            names: also those of the user's jobs in the queue that have one of these names.
+        """
+        # squeue refuses ids that have left the queue, so the user's whole queue is asked for; with
+        # those that ended lately, which is all that is left of them without accounting.
+        question = ["squeue", "--me", "-h", "-t", "all", "-o", "%i|%T|%j"]
+        queue = _try_run(question, self._timeout_s)
+        found = [
+            (element, state, name)
+            for element, state, name in _rows(queue or "")
+            if _job_of(element) in job_ids or name in names
+        ]
+        states: dict[str, str] = {}
+        exit_codes: dict[str, str] = {}
+        if job_ids:
+            fields = ["-o", "JobID,State,ExitCode", "-j", ",".join(job_ids)]
+            answer = _try_run(["sacct", "-nPX", *fields], self._timeout_s)
+            for element, state, code in _rows(answer or ""):
+                states.update(dict.fromkeys(_elements(element), state))
+                if code not in ("", "0:0"):
+                    exit_codes[element] = code
+        # The queue goes before accounting, which lags: what it lacks of an array is not active.
+        queued = {e: state for element, state, _ in found for e in _elements(element)}
+        known = {_job_of(element) for element in queued}
+        states = {
+            element: state
+            for element, state in states.items()
+            if state not in ACTIVE_STATES or _job_of(element) not in known
+        } | queued
+        return Snapshot(
+            states=states,
+            exit_codes=exit_codes,
+            names={_job_of(element): name for element, _, name in found},
+            answered=queue is not None,
+        )
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancels whole jobs with scancel, which passes over those that have ended.
@@ -117,15 +174,24 @@ class SlurmScheduler:
             _run(["scancel", "--quiet", *job_ids])
 
 
-def _parse_states(text: str) -> dict[str, str]:
-    """Returns states by element; `123_[4-7%2]` stands for elements that were not split off yet."""
-    states: dict[str, str] = {}
+def look(scheduler: Scheduler, job_ids: Collection[str], names: Collection[str] = ()) -> Snapshot:
+    """Returns what a scheduler says; one that is not SLURM is asked for states alone."""
+    if isinstance(scheduler, SlurmScheduler):
+        return scheduler.look(job_ids, names)
+    return Snapshot(states=scheduler.states(list(job_ids)) if job_ids else {})
+
+
+def _rows(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yields element, state and a third column of each line; other lines are messages."""
     for line in text.splitlines():
-        element, bar, state = line.strip().partition("|")
-        if bar:  # anything else is a message
-            word = state.split()[0].rstrip("+") if state.strip() else "UNKNOWN"
-            states.update(dict.fromkeys(_elements(element), word))
-    return states
+        element, bar, rest = line.strip().partition("|")
+        state, _, third = rest.partition("|")
+        if bar:  # `CANCELLED by 1000`, `CANCELLED+`
+            yield element, state.split()[0].rstrip("+") if state.strip() else "UNKNOWN", third
+
+
+def _job_of(element: str) -> str:
+    return element.partition("_")[0]
 
 
 def _elements(element: str) -> list[str]:
@@ -143,8 +209,13 @@ def _elements(element: str) -> list[str]:
 
 
 def _run(
-    command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> str:
+    limit_s = COMMAND_TIMEOUT_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(
             command,
@@ -153,7 +224,7 @@ def _run(
             errors="replace",
             cwd=cwd,
             env=env,
-            timeout=COMMAND_TIMEOUT_S,
+            timeout=limit_s,
             check=False,
         )
     except (FileNotFoundError, PermissionError):
@@ -163,8 +234,7 @@ def _run(
         ) from None
     except subprocess.TimeoutExpired:
         raise UnfitEnvironmentError(
-            f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT_S:.0f} s. "
-            f"Try again later."
+            f"SLURM does not answer: {command[0]} took more than {limit_s:.0f} s. Try again later."
         ) from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
@@ -176,10 +246,10 @@ def _run(
     return done.stdout
 
 
-def _try_run(command: Sequence[str]) -> str:
-    """Returns the output of a query, empty where it fails: accounting may be off."""
+def _try_run(command: Sequence[str], timeout_s: float) -> str | None:
+    """Returns the output of a query, None where it fails: accounting may be off."""
     try:
-        return _run(command, env={**os.environ, **_WHOLE_LISTS})
+        return _run(command, env={**os.environ, **_WHOLE_LISTS}, timeout_s=timeout_s)
     except UnfitEnvironmentError as error:
         log.info("query failed command=%s error=%s", command[0], error)
-        return ""
+        return None

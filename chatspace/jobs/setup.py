@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from chatspace.atomic import atomic_write_text, output_error
+from chatspace.atomic import atomic_write_text, output_error, read_json_object
 from chatspace.jobs.render import RENDERED_BY, ArrayJob, array_jobs, render_array, render_gather
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout
@@ -266,18 +266,10 @@ def image_sha256(plan: Plan, note: Callable[[str], None]) -> str | None:
     stat = Path(image).stat()
     key = f"{image}:{stat.st_size}:{stat.st_mtime_ns}"
     cache = Layout(Path(plan.workspace)).cache() / "image_sha256.json"
-    known = _read_cache(cache)
+    known = read_json_object(cache)
     if key not in known:
         note(f"Reading {image} once for its checksum")
         with Path(image).open("rb") as file:
             known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         atomic_write_text(cache, json.dumps(known, indent=1) + "\n")
     return str(known[key])
-
-
-def _read_cache(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

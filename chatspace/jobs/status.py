@@ -1,35 +1,31 @@
 """Status of a run: what is on disk, what the event logs say, and what SLURM says of its jobs.
 
 Asks SLURM at most two questions, whatever the number of tasks, and none where nothing was submitted
-to it.
+to it. Right without accounting, and as far as the disk tells without SLURM.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from chatspace.jobs.gather import read_manifest
-from chatspace.jobs.local import rows_done, slices_of
-from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
-from chatspace.jobs.submissions import read_submissions, slurm_ids
+from chatspace.jobs.causes import CAUSES
+from chatspace.jobs.completeness import Extent, are_complete, extent_of
+from chatspace.jobs.logs import newest_log
+from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler, SlurmScheduler, Snapshot, look
+from chatspace.jobs.submissions import Submission, read_submissions, slurm_ids
+from chatspace.jobs.tails import Tail, read_tails
+from chatspace.jobs.task_states import ACTIVE_TASKS, STATES, TaskStatus, judge_tasks, with_replaced
+from chatspace.jobs.tasks import SLURM_ATTEMPT, expected_tasks, find_arrays
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
-from chatspace.shards.gather import count_shards
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-TAIL_BYTES = 8192
-READ_THREADS = 16
-READ_AT_ONCE = 64
+# Of the running tasks, how many must have told their speed before it is that of the run.
+LEAST_TIMED_SHARE = 0.5
+FAILED_STATES = ("failed", "gone")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +48,118 @@ class SplitStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Tasks that failed, are gone or were cancelled for the same cause.
+
+    Attributes:
+        cause: key of `chatspace.jobs.causes.CAUSES`.
+        count: tasks.
+        task: label of one of them, `train 3`.
+        error: one line of that one.
+        log: its job log, None where there is none.
+        next_step: what to do about it.
+    """
+
+    cause: str
+    count: int
+    task: str
+    error: str
+    log: str | None
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """How far a run is.
 
     Attributes:
+        run_id: name and hash of the run.
+        kind: its kind.
+        model: name of its model.
+        folder: `runs/{run_id}`.
+        created_at: when it was first planned, ISO 8601, UTC.
+        state: `complete`, `all shards written, not gathered`, `gathered once, but shards are gone`,
+            `running`, `pending` (nothing runs, tasks are queued), `incomplete, with failed slices`
+            or `incomplete`.
+        is_active: whether anything of the run is running or queued, the gather job included.
+        rows: input rows.
+        rows_done: input rows of the shards that are on disk.
+        splits: the same for each split.
+        tasks: number of tasks by state; see `chatspace.jobs.task_states.STATES`.
         jobs: number of elements of all submitted jobs by SLURM state, the gather job counted;
             empty where nothing was submitted to SLURM.
-        tasks: number of slices by their last event.
-        failures: last error of each slice whose last execution failed.
+        failures: error of each task that failed or is gone, by its label.
+        failure_groups: failed, gone and cancelled tasks by cause, in the order of the causes.
+        rows_per_s: of the running tasks together; None while it is not known.
+        tokens_per_s: likewise.
+        eta_s: seconds until the queued and running tasks are done at this speed; None if unknown.
+        n_requeues: how often tasks were put back into the queue; None for complete runs in the
+            overview of all, whose event logs are not read.
+        gpus_in_use: GPUs of the running tasks.
+        gather: `published`, `running`, `waiting` (for the arrays), `failed`, `cancelled` or
+            `not yet`.
+        slurm: `answered`, `silent` (asked in vain) or `not asked`.
     """
 
     run_id: str
+    kind: str
+    model: str
+    folder: str
+    created_at: str
     state: str
+    is_active: bool
+    rows: int
+    rows_done: int
     splits: tuple[SplitStatus, ...]
-    jobs: dict[str, int]
     tasks: dict[str, int]
+    jobs: dict[str, int]
     failures: dict[str, str]
+    failure_groups: tuple[FailureGroup, ...]
+    rows_per_s: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    n_requeues: int | None
+    gpus_in_use: int
+    gather: str
+    slurm: str
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """Returns what Jupyter shows."""
+        from chatspace.jobs.status_html import status_html
+
+        return status_html(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the disk tells of a run, before SLURM is asked.
+
+    Attributes:
+        tails: ends of its event logs, None where they were not read.
+    """
+
+    plan: Plan
+    extents: tuple[Extent, ...]
+    submissions: tuple[Submission, ...]
+    tails: Mapping[str, Tail] | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every split is whole and gathered."""
+        return are_complete(self.extents)
+
+    def slurm_jobs(self) -> set[str]:
+        """Returns the ids of the jobs on record, and of those that the event logs name."""
+        attempts = (SLURM_ATTEMPT.match(tail.attempt or "") for tail in (self.tails or {}).values())
+        return {match[1] for match in attempts if match} | set(slurm_ids(self.submissions))
+
+    def job_names(self) -> tuple[str, str]:
+        """Returns the names of its jobs, by which those that were submitted by hand are found."""
+        return self.plan.run_id, f"{self.plan.run_id}-gather"
 
 
 def run_status(plan: Plan, *, scheduler: Scheduler | None = None) -> RunStatus:
@@ -81,138 +169,173 @@ def run_status(plan: Plan, *, scheduler: Scheduler | None = None) -> RunStatus:
         plan: the run.
         scheduler: asked for the states of submitted jobs [SLURM].
     """
-    splits = _splits(plan)
-    ids = slurm_ids(read_submissions(plan))
-    jobs = Counter((scheduler or SlurmScheduler()).states(ids).values()) if ids else Counter()
-    last = _last_events(plan)
-    failures = {
-        label: str(event.get("error", "no message"))
-        for label, event in last.items()
-        if event["event"] == "failed"
-    }
+    seen = see(plan)
+    return status_of(seen, ask([seen], scheduler))
+
+
+def task_statuses(plan: Plan, *, scheduler: Scheduler | None = None) -> list[TaskStatus]:
+    """Returns how each task of a run is: slices first, then tasks of repairs."""
+    seen = see(plan)
+    return _judged(seen, ask([seen], scheduler))
+
+
+def see(plan: Plan, *, briefly: bool = False) -> Seen:
+    """Looks at the disk.
+
+    Args:
+        plan: the run.
+        briefly: leave out the event logs if the run is complete.
+    """
+    extents = tuple(extent_of(plan, split) for split in plan.splits)
+    submissions = tuple(read_submissions(plan))
+    seen = Seen(plan=plan, extents=extents, submissions=submissions, tails=None)
+    if briefly and seen.is_complete:
+        return seen
+    return replace(seen, tails=read_tails(Layout(Path(plan.workspace)).run(plan.run_id)))
+
+
+def ask(runs: Sequence[Seen], scheduler: Scheduler | None) -> Snapshot | None:
+    """Asks SLURM once for several runs; None where it has nothing to do with them."""
+    ids: Collection[str] = sorted({job for seen in runs for job in seen.slurm_jobs()}, key=int)
+    names = {name for seen in runs for name in seen.job_names()}
+    # Jobs that were submitted by hand and have not begun are known to the queue alone.
+    scheduler = scheduler or SlurmScheduler()
+    by_hand = isinstance(scheduler, SlurmScheduler) and any(not _is_local(seen) for seen in runs)
+    return look(scheduler, ids, names) if ids or by_hand else None
+
+
+def status_of(seen: Seen, slurm: Snapshot | None) -> RunStatus:
+    """Returns how far a run is, from what was seen of it and what SLURM says."""
+    plan = seen.plan
+    found = _judged(seen, slurm)
+    counts = Counter(status.state for status in found)
+    ids = seen.slurm_jobs()
+    snapshot = slurm or Snapshot()
+    ids |= {job for job, name in snapshot.names.items() if name in seen.job_names()}
+    jobs = Counter(
+        state for element, state in snapshot.states.items() if element.partition("_")[0] in ids
+    )
+    splits = tuple(_split_status(plan, extent) for extent in seen.extents)
+    running = [status for status in found if status.state == "running"]
+    rates = [status for status in running if status.rows_per_s is not None]
+    is_timed = bool(rates) and len(rates) >= LEAST_TIMED_SHARE * len(running)
+    rows_per_s = sum(status.rows_per_s or 0.0 for status in rates) if is_timed else None
+    failures = {s.task.label: s.error for s in found if s.state in FAILED_STATES}
     return RunStatus(
         run_id=plan.run_id,
-        state=_state(splits, failures),
+        kind=plan.kind,
+        model=str(plan.model["name"]),
+        folder=str(Layout(Path(plan.workspace)).run(plan.run_id).folder),
+        created_at=plan.created_at,
+        state=_state(seen, counts, failures),
+        is_active=bool(counts.keys() & ACTIVE_TASKS or jobs.keys() & ACTIVE_STATES),
+        rows=sum(split.rows for split in splits),
+        rows_done=sum(split.rows_done for split in splits),
         splits=splits,
+        tasks={state: counts[state] for state in STATES if counts[state]},
         jobs=dict(jobs),
-        tasks=dict(Counter(_task_state(event) for event in last.values())),
         failures=failures,
+        failure_groups=_groups(plan, found),
+        rows_per_s=rows_per_s,
+        tokens_per_s=sum(s.tokens_per_s or 0.0 for s in rates) if is_timed else None,
+        eta_s=_rows_ahead(seen, found) / rows_per_s if rows_per_s else None,
+        n_requeues=None if seen.tails is None else sum(status.n_requeues for status in found),
+        gpus_in_use=sum(status.task.n_gpus for status in running),
+        gather=_gather(seen, snapshot),
+        slurm="not asked" if slurm is None else "answered" if slurm.answered else "silent",
     )
 
 
-def render_status(status: RunStatus) -> RenderableType:
-    """Returns a table for a rich console."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("split", "shards", "rows", "slices", "gathered"):
-        table.add_column(heading, justify="left" if heading == "split" else "right")
-    for split in status.splits:
-        table.add_row(
-            split.split,
-            f"{split.shards_done:,}/{split.shards:,}",
-            f"{split.rows_done:,}/{split.rows:,}",
-            f"{split.slices_done:,}/{split.slices:,}",
-            "yes" if split.manifest else "no",
-        )
-    lines = [Text(f"{status.run_id}: {status.state}", style="bold")]
-    for name, counts in (("jobs", status.jobs), ("tasks", status.tasks)):
-        if counts:
-            states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-            lines.append(Text(f"{name}: {states}"))
-    lines += [Text(line, "red") for line in _grouped(status.failures)]
-    lines += [Text(f"manifest: {s.manifest}") for s in status.splits if s.manifest]
-    return Group(lines[0], table, *lines[1:])
+def _is_local(seen: Seen) -> bool:
+    """Whether nothing suggests that SLURM knows of the run: it is done, or runs on this machine."""
+    is_off_slurm = bool(seen.tails or seen.submissions) and not seen.slurm_jobs()
+    return seen.is_complete or is_off_slurm
 
 
-def _grouped(failures: dict[str, str]) -> list[str]:
-    """Returns a line for each kind of failure, with one slice as the example."""
-    examples: dict[str, str] = {}
-    for label, error in failures.items():
-        examples.setdefault(error, label)
-    lines = []
-    for error, label in examples.items():
-        n_slices = sum(other == error for other in failures.values())
-        several = f"{n_slices} slices, such as " if n_slices > 1 else ""
-        lines.append(f"failed: {several}{label}: {error}")
-    return lines
+def _judged(seen: Seen, slurm: Snapshot | None) -> list[TaskStatus]:
+    snapshot = slurm or Snapshot()
+    tasks = expected_tasks(seen.plan, seen.extents, seen.submissions)
+    tails = seen.tails or {}
+    arrays = find_arrays(seen.plan, tasks, tails, seen.submissions, snapshot.names)
+    return with_replaced(judge_tasks(tasks, tails, arrays, snapshot), seen.extents)
 
 
-def _splits(plan: Plan) -> tuple[SplitStatus, ...]:
-    done = rows_done(plan)
-    workspace = Path(plan.workspace)
-    found: list[SplitStatus] = []
-    position = 0
-    for split in plan.splits:
-        by_slice = [done[position + i] for i in range(len(split.slices))]
-        position += len(split.slices)
-        wanted = [sum(span.n_rows for span in split.spans(slice_)) for slice_ in split.slices]
-        has_manifest = read_manifest(plan, split) is not None
-        found.append(
-            SplitStatus(
-                split=split.name,
-                shards=split.n_shards,
-                shards_done=count_shards(workspace / split.output_dir, split.n_shards),
-                rows=split.rows,
-                rows_done=sum(by_slice),
-                slices=len(split.slices),
-                slices_done=sum(a == b for a, b in zip(by_slice, wanted, strict=True)),
-                manifest=str(workspace / split.manifest) if has_manifest else None,
-            )
-        )
-    return tuple(found)
+def _split_status(plan: Plan, extent: Extent) -> SplitStatus:
+    split = extent.split
+    done = sum(
+        extent.shards_between(s.shard_start, s.shard_stop) == s.shard_stop - s.shard_start
+        for s in split.slices
+    )
+    return SplitStatus(
+        split=split.name,
+        shards=split.n_shards,
+        shards_done=len(extent.present),
+        rows=split.rows,
+        rows_done=extent.rows_done,
+        slices=len(split.slices),
+        slices_done=done,
+        manifest=str(Path(plan.workspace) / split.manifest) if extent.is_gathered else None,
+    )
 
 
-def _last_events(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Returns the last event of each slice that ever ran, read from the ends of the logs."""
-    run = Layout(Path(plan.workspace)).run(plan.run_id)
-    labels = [(split.name, slice_.index) for split, slice_ in slices_of(plan)]
-    paths = [run.event_log(split, index) for split, index in labels]
-    parts = [paths[first : first + READ_AT_ONCE] for first in range(0, len(paths), READ_AT_ONCE)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:  # what costs is a network file system's latency
-        events = chain.from_iterable(pool.map(_last_events_of, parts))
-    return {
-        f"{split} {index}": event
-        for (split, index), event in zip(labels, events, strict=True)
-        if event is not None
-    }
-
-
-def _last_events_of(paths: Sequence[Path]) -> list[dict[str, Any] | None]:
-    return [_last_event(path) for path in paths]
-
-
-def _last_event(path: Path) -> dict[str, Any] | None:
-    """Returns the last whole event of a log; what a killed task cut short is passed over."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            return event
-    return None
-
-
-def _task_state(event: dict[str, Any]) -> str:
-    return event["event"] if event["event"] in ("finished", "failed", "interrupted") else "started"
-
-
-def _state(splits: tuple[SplitStatus, ...], failures: dict[str, str]) -> str:
-    is_whole = all(split.shards_done == split.shards for split in splits)
-    is_gathered = all(split.manifest for split in splits)
-    if is_whole:
-        return "complete" if is_gathered else "all shards written, not gathered"
-    if is_gathered:
+def _state(seen: Seen, counts: Mapping[str, int], failures: Mapping[str, str]) -> str:
+    if seen.is_complete:
+        return "complete"
+    if all(extent.is_whole for extent in seen.extents):
+        return "all shards written, not gathered"
+    if all(extent.is_gathered for extent in seen.extents):
         return "gathered once, but shards are gone"
-    if failures:
-        return "incomplete, with failed slices"
-    return "incomplete"
+    if counts.get("running"):
+        return "running"
+    if any(counts.get(state) for state in ACTIVE_TASKS):
+        return "pending"
+    return "incomplete, with failed slices" if failures else "incomplete"
+
+
+def _groups(plan: Plan, found: Sequence[TaskStatus]) -> tuple[FailureGroup, ...]:
+    by_cause: dict[str, list[TaskStatus]] = {}
+    for status in found:
+        if status.cause is not None:
+            cause = status.cause if status.cause in CAUSES else "unknown"
+            by_cause.setdefault(cause, []).append(status)
+    groups = []
+    for cause, next_step in CAUSES.items():
+        if cause in by_cause:
+            ran = [status for status in by_cause[cause] if status.attempt is not None]
+            example = (ran or by_cause[cause])[0]
+            log = newest_log(plan, example)
+            group = FailureGroup(
+                cause=cause,
+                count=len(by_cause[cause]),
+                task=example.task.label,
+                error=example.error,
+                log=str(log) if log else None,
+                next_step=next_step,
+            )
+            groups.append(group)
+    return tuple(groups)
+
+
+def _rows_ahead(seen: Seen, found: Sequence[TaskStatus]) -> int:
+    """Returns the rows that queued and running tasks have before them."""
+    todo: dict[str, set[int]] = {extent.split.name: set() for extent in seen.extents}
+    for status in found:
+        if status.state in ACTIVE_TASKS:
+            todo[status.task.split].update(status.task.shards)
+    return sum(
+        extent.rows_of(todo[extent.split.name].difference(extent.present))
+        for extent in seen.extents
+    )
+
+
+def _gather(seen: Seen, slurm: Snapshot) -> str:
+    if all(extent.is_gathered for extent in seen.extents):
+        return "published"
+    on_record = [s.job_id for s in seen.submissions if s.split is None]
+    by_hand = [job for job, name in slurm.names.items() if name == seen.job_names()[1]]
+    states = [slurm.states[job] for job in [*by_hand, *on_record] if job in slurm.states]
+    if not states:
+        return "not yet"
+    if states[-1] in ("PENDING", "RUNNING"):
+        return "waiting" if states[-1] == "PENDING" else "running"
+    return "cancelled" if states[-1] == "CANCELLED" else "failed"

@@ -36,18 +36,22 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     return validate(model, _with_overrides(document, overrides, model))
 
 
-def spec_from_mapping(values: Mapping[str, Any], where: str) -> RunSpec:
+def spec_from_mapping(
+    values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()
+) -> RunSpec:
     """Returns the run spec of nested Python values; paths and tuples are taken as text and lists.
 
     Args:
         values: what a YAML would say.
         where: the caller, as errors name it.
+        overrides: as in `load_spec`.
 
     Raises:
         SpecError: a key or a value is wrong.
     """
     document = Document(values=_plain(values), where=where)
-    return validate(_model_of(document), document)
+    model = _model_of(document)
+    return validate(model, _with_overrides(document, overrides, model))
 
 
 def validate(model: type[Model], document: Document) -> Model:

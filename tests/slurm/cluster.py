@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,11 @@ from pathlib import Path
 HPC = Path(__file__).resolve().parents[2] / "hpc"
 CLUSTER = HPC / "test-cluster" / "cluster"
 CONTAINER = HPC / "test-container" / "container"
+NEWER_SLURM = Path(
+    os.environ.get("CHATSPACE_TEST_NEWER_SLURM")
+    or Path(tempfile.gettempdir()) / "chatspace-newer-slurm"
+)
+"""Where ``hpc/install-test-system`` puts the SLURM of a newer Debian release."""
 
 COMMAND_TIMEOUT_S = 30
 # How long sacct may lag behind squeue; more than 3 s were seen on a busy machine.
@@ -23,10 +30,26 @@ class JobsStillRunning(AssertionError):
     """The jobs did not end in time; the message carries what squeue says of them."""
 
 
-def cluster_env() -> dict[str, str] | None:
+def cluster_settings(version: str, folder: Path | None = None) -> dict[str, str]:
+    """Return the variables that make ``cluster`` one of this SLURM version.
+
+    Args:
+        version: ``debian``, the installed one, or ``newer``.
+        folder: The cluster's state; that of the shared cluster of the version if absent.
+    """
+    if version == "debian":
+        return {} if folder is None else {"CHATSPACE_TEST_CLUSTER": str(folder)}
+    folder = folder or Path(tempfile.gettempdir()) / "chatspace-test-cluster-newer"
+    return {"CHATSPACE_TEST_CLUSTER": str(folder), "SLURM_PREFIX": str(NEWER_SLURM)}
+
+
+def cluster_env(settings: Mapping[str, str] | None = None) -> dict[str, str] | None:
     """Return the environment in which sbatch and apptainer work, or None if no cluster runs.
 
     ``CHATSPACE_TEST_SIF`` is in it only if that image has been built.
+
+    Args:
+        settings: What ``cluster_settings()`` returned; the default cluster if absent.
     """
     script = (
         '"$1" status >&2 && settings=$("$1" env) && image=$("$2" env) '
@@ -34,6 +57,7 @@ def cluster_env() -> dict[str, str] | None:
     )
     answer = subprocess.run(
         ["bash", "-c", script, "cluster_env", str(CLUSTER), str(CONTAINER)],
+        env={**os.environ, **(settings or {})},
         capture_output=True,
         text=True,
         timeout=COMMAND_TIMEOUT_S,

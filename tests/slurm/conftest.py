@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,35 @@ import pytest
 import yaml
 
 from tests.conftest import texts, write_parquet
-from tests.slurm.cluster import CLUSTER, CONTAINER, cluster_env
+from tests.slurm.cluster import CLUSTER, CONTAINER, cluster_env, cluster_settings
 
 UP_TIMEOUT_S = 120
+# Debian's own, and the one of a newer release that hpc/newer-slurm makes run here.
+VERSIONS = ("debian", "newer")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs what is marked `slurm_versions` on both SLURMs, one after the other."""
+    if "slurm" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("slurm_versions") is not None
+        versions = VERSIONS if marked else VERSIONS[:1]
+        metafunc.parametrize("slurm", versions, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def slurm(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Environment in which sbatch reaches a running test cluster."""
-    was_up = cluster_env() is not None
+    settings = cluster_settings(request.param)
+    was_up = cluster_env(settings) is not None
     if not was_up:
-        done = _try([str(CLUSTER), "up"])
+        done = _try([str(CLUSTER), "up"], settings)
         if done.returncode != 0:
-            _absent(f"no SLURM test cluster: {done.stderr.strip()[-300:]}")
-    env = cluster_env()
+            absent(f"no SLURM test cluster ({request.param}): {done.stderr.strip()[-300:]}")
+    env = cluster_env(settings)
     assert env is not None, "the cluster came up but does not answer"
     yield env
     if not was_up:
-        _try([str(CLUSTER), "down"])
+        _try([str(CLUSTER), "down"], settings)
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +50,8 @@ def sif(slurm: dict[str, str]) -> Path:
     """A container image with a real runtime on the cluster's PATH."""
     done = _try([str(CONTAINER), "image"])
     if done.returncode != 0:
-        _absent(f"no container image: {done.stderr.strip()[-300:]}")
-    env = cluster_env()
+        absent(f"no container image: {done.stderr.strip()[-300:]}")
+    env = cluster_env(slurm)
     assert env is not None
     slurm.update({key: env[key] for key in ("PATH", "CHATSPACE_TEST_SIF")})
     return Path(env["CHATSPACE_TEST_SIF"])
@@ -105,13 +116,21 @@ def project(tmp_path: Path, slurm: dict[str, str], tiny_model: Path) -> Callable
     return make
 
 
-def _try(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _try(
+    command: Sequence[str], settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=UP_TIMEOUT_S, stdin=subprocess.DEVNULL
+        command,
+        env={**os.environ, **(settings or {})},
+        capture_output=True,
+        text=True,
+        timeout=UP_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
     )
 
 
-def _absent(reason: str) -> None:
+def absent(reason: str) -> None:
+    """Fails in CI, skips elsewhere."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -16,7 +16,7 @@ import pytest
 from chatspace.api import open_run
 from chatspace.jobs.gather import verify_run
 from chatspace.jobs.setup import ask_max_array_size
-from tests.slurm.cluster import sbatch, wait_for_jobs
+from tests.slurm.cluster import NEWER_SLURM, sbatch, wait_for_jobs
 from tests.slurm.conftest import Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -71,6 +71,7 @@ def most_at_once(job: str, env: dict[str, str]) -> int:
     return max(sum(a <= start < b for a, b in spans) for start, _ in spans)
 
 
+@pytest.mark.slurm_versions
 def test_submit_two_splits_gathers_behind_both_arrays(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -88,6 +89,7 @@ def test_submit_two_splits_gathers_behind_both_arrays(
     assert f"{jobs[0]}_0" in {a["attempt"].split(".")[0] for a in run.manifest("train")["tasks"]}
 
 
+@pytest.mark.slurm_versions
 def test_gather_job_behind_a_cancelled_task_fails_and_says_what_is_missing(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -110,6 +112,7 @@ def test_gather_job_behind_a_cancelled_task_fails_and_says_what_is_missing(
     assert run.manifest()["rows_embedded"] == 120
 
 
+@pytest.mark.slurm_versions
 def test_task_signalled_before_its_walltime_is_requeued_alone_and_finishes(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -178,6 +181,7 @@ def test_task_without_the_image_fails_with_a_clear_line(
     assert "image cannot be read" in user.logs()
 
 
+@pytest.mark.slurm_versions
 def test_submit_through_submitit_runs_each_slice_as_an_array_element(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -273,6 +277,7 @@ def test_wait_ends_soon_after_all_tasks_were_cancelled(
     assert "Nothing is running any more" in done.stdout, done.stderr
 
 
+@pytest.mark.slurm_versions
 def test_submit_twice_while_jobs_are_active_is_refused(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -318,6 +323,16 @@ def test_gpu_task_gets_one_of_the_cluster_s_gpus(
     (attempt,) = the_run(user).manifest()["tasks"]
     assert attempt["cuda_visible_devices"] in {"0", "1", "2", "3"}
     assert attempt["slurm"]["node"] in {"n1", "n2"}
+
+
+@pytest.mark.slurm_versions
+def test_slurm_that_tests_call_newer_is_24_11_or_later(slurm: dict[str, str]) -> None:
+    command = ["scontrol", "show", "config"]
+    said = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=30).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("SLURM_VERSION")]
+    version = tuple(map(int, line.split("=")[1].strip().split(".")[:2]))
+    is_newer = slurm.get("SLURM_PREFIX") == str(NEWER_SLURM)
+    assert version >= ((24, 11) if is_newer else (21, 8))
 
 
 def test_max_array_size_is_asked_of_the_cluster(

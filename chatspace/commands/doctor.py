@@ -1,0 +1,123 @@
+"""The command that looks whether machine, cluster and container are fit for a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatspace.commands.arguments import (
+    ConfigOption,
+    SetOption,
+    SpecOrRunArgument,
+    WorkspaceOption,
+    one_of,
+)
+from chatspace.commands.output import print_rich, say, say_at_once
+from chatspace.errors import ExitCode, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chatspace.jobs.checks.findings import Finding
+    from chatspace.plan.model import Plan
+
+SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+def doctor(
+    spec: SpecOrRunArgument = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    node: Annotated[
+        bool, typer.Option("--node", help="Send a short job to look at a compute node too.")
+    ] = False,
+    timeout_min: Annotated[
+        float, typer.Option("--timeout-min", min=0, help="Minutes to wait for that job.")
+    ] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    inside: Annotated[Path | None, typer.Option("--inside", hidden=True)] = None,
+) -> None:
+    """Look whether this machine, and a run, are fit."""
+    from chatspace.jobs.doctor import is_fit, render_findings
+
+    if inside is not None:
+        _look_inside(inside)
+        return
+    named = one_of(spec, config) if spec or config else None
+    if named is None and (node or set_):
+        raise SpecError("Which run spec? --node and --set need one, such as setups/demo.yaml.")
+    note = (lambda _: None) if as_json else say_at_once
+    node_timeout_min = timeout_min if node else None
+    found = _examine(named, set_ or [], workspace, note, node_timeout_min)
+    if as_json:
+        content = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
+        say(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        print_rich(render_findings(found))
+        states = [finding.state for finding in found]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ("pass", "warn", "fail"))
+        say(f"\n{counts}")
+    if not is_fit(found):
+        sys.exit(ExitCode.ENVIRONMENT)
+
+
+def _look_inside(folder: Path) -> None:
+    from chatspace.jobs.checks.inside import look_inside
+
+    if not look_inside(folder, say_at_once):
+        sys.exit(ExitCode.ENVIRONMENT)
+
+
+def _examine(
+    named: str | None,
+    overrides: list[str],
+    workspace: str | None,
+    note: Callable[[str], None],
+    node_timeout_min: float | None,
+) -> list[Finding]:
+    from chatspace.errors import UserError
+    from chatspace.jobs.checks.findings import failed, passed
+    from chatspace.jobs.doctor import examine_machine, examine_run, with_digest
+    from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.jobs.setup import render_all
+
+    if named is None:
+        return examine_machine()
+    try:
+        plan = _planned(named, overrides, workspace, note)
+        scripts = render_all(plan)
+    except SpecError:
+        raise
+    except UserError as error:
+        if Path(named).suffix not in SPEC_SUFFIXES:
+            raise
+        return [failed("plan", str(error), ""), *examine_machine(with_workspace=False)]
+    if node_timeout_min is not None:
+        note("Looking here, then on a compute node")
+    rows = sum(split.rows for split in plan.splits)
+    found = examine_run(
+        with_digest(plan, note),
+        scripts,
+        scheduler=SlurmScheduler(),
+        node_timeout_min=node_timeout_min,
+    )
+    return [passed("plan", f"{plan.run_id}: {rows:,} rows, {len(scripts) - 1} array"), *found]
+
+
+def _planned(
+    named: str, overrides: list[str], workspace: str | None, note: Callable[[str], None]
+) -> Plan:
+    from chatspace.api import open_run
+    from chatspace.jobs.setup import plan_run
+    from chatspace.spec.loading import load_spec
+
+    if Path(named).suffix not in SPEC_SUFFIXES:
+        return open_run(named, workspace=workspace).plan
+    more = [f"workspace={workspace}"] if workspace else []
+    path = Path(named)
+    return plan_run(load_spec(path, [*overrides, *more]), spec_path=path, note=note)

@@ -1,0 +1,1 @@
+"""What `chatspace doctor` looks at, by subject."""
