@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from chatspace.data.inputs import InputFile
 from chatspace.errors import InputError, UnfitEnvironmentError
@@ -32,6 +34,7 @@ from chatspace.jobs.forecast import (
 from chatspace.jobs.probe import read_probe, sample_ranges, spec_key, write_probe
 from chatspace.jobs.probe_job import submit_probe, wait_for_probe
 from chatspace.jobs.probe_use import keep_probe, use_probe
+from chatspace.jobs.probe_view import probe_json, render_probe_result
 from chatspace.jobs.setup import plan_run, set_up
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan, Slice, SplitPlan
@@ -273,6 +276,28 @@ def test_suggestion_as_yaml_is_a_part_of_a_run_spec() -> None:
         "slurm": {"time": "00:15:00", "mem_gb": 2},
         "encode": {"tokens_per_batch": 2048},
     }
+
+
+def test_probe_result_is_read_at_80_columns_and_warns_of_another_device() -> None:
+    plan = plan_of(split_of(100_000, 1000, 4), gpus_per_task=1, cpus_per_task=8)
+    probe = probe_of(sample_of(row_tokens={"p10": 2.0, "p50": 12.0, "p90": 60.0}))
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_probe_result(probe, plan, setup_command="chatspace setup s.yaml"))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "8:40 each on average" in text
+    assert "task-hours" in text
+    assert "Tasks ask for a GPU and this was measured without one" in text
+    assert '    time: "00:55:00"' in text
+    assert "busy with other work" not in text
+    console = Console(width=80, file=io.StringIO())
+    busy = replace(probe, usage={"host_mem_peak_mb": 900, "cpus_mean": 0.3})
+    console.print(render_probe_result(busy, plan, setup_command="chatspace setup s.yaml"))
+    assert isinstance(console.file, io.StringIO)
+    assert "the probe got 0.3 of 2 cores" in " ".join(console.file.getvalue().split())
+    shown = probe_json(probe, plan)
+    assert json.loads(json.dumps(shown))["suggestion"]["spec"]["slices.count"] == "1"
 
 
 # Taking it

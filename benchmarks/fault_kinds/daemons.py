@@ -55,6 +55,8 @@ def _restart_controller(arena: Arena, rng: random.Random) -> int:
     running = workers(arena)
     if running and rng.random() < 0.5:
         send(rng.choice(running), signal.SIGTERM)
+    while daemon(arena, "slurmctld") is not None:  # it saves its state first
+        time.sleep(0.1)
     time.sleep(rng.uniform(0, 8))
     arena.heal()
     return int(hit)

@@ -82,7 +82,10 @@ def daemon(arena: Arena, name: str) -> int | None:
     except FileNotFoundError:
         return None
     pid = int(text.split()[0])
-    return pid if Path(f"/proc/{pid}").exists() else None
+    try:
+        return None if _stat(pid)[0] == "Z" else pid
+    except FileNotFoundError:
+        return None
 
 
 def send(pid: int, number: signal.Signals) -> bool:

@@ -133,6 +133,7 @@ def _complete(arena: Arena, played: Round, usual_s: float = 120.0) -> None:
     for _ in range(MAX_REPAIRS):
         if not arena.wait_idle(IDLE_TIMEOUT_S + usual_s):
             played.told.append(f"stuck: {arena.queue()}")
+            arena.heal()
             arena.chatspace("cancel", str(arena.run))
             arena.wait_idle(60)
         found = arena.chatspace("gather", str(arena.run))

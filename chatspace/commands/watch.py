@@ -25,7 +25,7 @@ SETTLE_S = 2.0
 
 OptionalRunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Run id, its folder, or its plan.json [all runs]."),
+    typer.Argument(metavar="RUN", help="Run id, its folder, or its plan.json [all runs]."),
 ]
 
 
@@ -34,7 +34,8 @@ def status(
     workspace: WorkspaceOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until nothing is active.")] = False,
     every: Annotated[
-        float, typer.Option("--every", min=1, metavar="SECONDS", help="With --watch.")
+        float,
+        typer.Option("--every", min=1, metavar="SECONDS", help="Between two looks of --watch."),
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -56,7 +57,7 @@ def logs(
     run: RunArgument,
     task: Annotated[
         str | None,
-        typer.Argument(metavar="[TASK]", help="Slice, as 3 or train/3; or a SLURM id, 1234_7."),
+        typer.Argument(metavar="TASK", help="Slice, as 3 or train/3; or a SLURM id, 1234_7."),
     ] = None,
     workspace: WorkspaceOption = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks that failed.")] = False,

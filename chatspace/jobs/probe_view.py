@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _Line = tuple[str, str, str]
+# A probe that got a smaller share of its cores than this says little of a quiet machine.
+_BUSY_MACHINE = 0.5
 
 
 def render_probe_result(probe: Probe, plan: Plan, *, setup_command: str) -> RenderableType:
@@ -143,6 +145,12 @@ def _warnings(probe: Probe, plan: Plan, suggestion: Suggestion) -> Iterator[str]
         yield (
             f"Tasks ask for {plan.cluster['cpus_per_task']} cores and this was measured with "
             f"{probe.threads} threads."
+        )
+    cores = probe.usage.get("cpus_mean", probe.threads)
+    if not probe.gpu and cores < _BUSY_MACHINE * probe.threads:
+        yield (
+            f"This machine is busy with other work: the probe got {cores:.1f} of {probe.threads} "
+            "cores. Where it is quiet, the run is faster."
         )
     if suggestion.is_tight:
         yield (

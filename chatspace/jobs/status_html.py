@@ -43,7 +43,7 @@ def status_html(status: RunStatus) -> str:
         parts.append(_table([["tasks", *counts]], ["", *map(escape, status.tasks)]))
     if facts := " · ".join(_facts(status)):
         parts.append(f"<div>{facts}</div>")
-    if status.slurm == "silent":
+    if status.slurm == "silent" and status.state != "complete":
         parts.append(_faint("SLURM does not answer; this is what the disk says"))
     if status.failure_groups:
         head = ["cause", "tasks", "error", "next step"]
@@ -70,7 +70,7 @@ def status_line(status: RunStatus) -> str:
     parts = [f"{status.run_id}: {status.state}", rows, *_rate(status)]
     if status.failures:
         parts.append(f"{len(status.failures):,} tasks failed")
-    if status.slurm == "silent":
+    if status.slurm == "silent" and status.state != "complete":
         parts.append("SLURM does not answer")
     return " · ".join(parts)
 

@@ -212,7 +212,8 @@ class _Judge:
             return self._by_slurm(slurm_state, element)
         code = ending.get("exit_code")
         code = code if isinstance(code, int) else 1
-        return "failed", cause_of_exit(code), f"the task's process ended with exit code {code}"
+        cause = cause_of_exit(code, ending.get("oom_kills", 0))
+        return "failed", cause, f"the task's process ended with exit code {code}"
 
     def _without_end(self, tail: Tail, slurm_state: str | None, element: str | None) -> Verdict:
         """Judges a task that ran and said nothing of an end."""

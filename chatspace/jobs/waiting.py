@@ -9,7 +9,7 @@ from pathlib import Path
 from chatspace.errors import IncompleteError
 from chatspace.jobs.completeness import is_complete
 from chatspace.jobs.scheduler import COMMAND_TIMEOUT_S, Scheduler, SlurmScheduler
-from chatspace.jobs.status import RunStatus, run_status
+from chatspace.jobs.status import RunStatus, ask, run_status, see, status_of
 from chatspace.jobs.submissions import is_active_here, read_submissions
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -60,12 +60,15 @@ def wait_until_complete(
             raise TimeoutError(f"{plan.run_id} is {status.state} after {timeout_min:g} minutes")
         time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
     if show is not None:
-        show(_look(plan, scheduler, GLANCE_S))
+        show(glance(plan))
 
 
 def glance(plan: Plan) -> RunStatus:
-    """Returns how far a run is, as far as the disk tells where SLURM does not answer at once."""
-    return _look(plan, None, GLANCE_S)
+    """Returns how far a run is, without waiting long; SLURM is not asked of a complete one."""
+    seen = see(plan)
+    return status_of(
+        seen, None if seen.is_complete else ask([seen], SlurmScheduler(timeout_s=GLANCE_S))
+    )
 
 
 def _look(plan: Plan, scheduler: Scheduler | None, left_s: float) -> RunStatus:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatspace.api import runs
+from chatspace.jobs.submissions import read_submissions
 from tests.test_notebook import execute, output_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -21,9 +22,13 @@ def test_notebook_on_a_cluster_resubmits_and_gives_the_same_vectors_three_ways(
     assert "cancelled: [" in output_of(notebook, "repair")
     assert "submitted: [" in output_of(notebook, "repair")
     assert "no failed tasks" in output_of(notebook, "repair")
-    found = {run.plan.name: run.status() for run in runs(str(tmp_path / "ws"))}
-    assert {name: status.state for name, status in found.items()} == dict.fromkeys(
-        ["topics", "topics-sbatch", "topics-submitit"], "complete"
-    )
-    assert found["topics-sbatch"].jobs
-    assert found["topics-submitit"].jobs
+    found = runs(str(tmp_path / "ws"))
+    assert [status.state for status in found.statuses] == ["complete"] * 3
+    executors = {
+        run.plan.name: {job.executor for job in read_submissions(run.plan)} for run in found
+    }
+    assert executors == {
+        "topics": {"local"},
+        "topics-sbatch": {"sbatch"},
+        "topics-submitit": {"submitit"},
+    }
