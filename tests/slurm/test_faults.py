@@ -15,6 +15,7 @@ from tests.slurm.conftest import absent
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
 KINDS = ("worker-killed", "preemption", "disk-full", "two-repairs")
+SIZE = ("--tasks", "4", "--rows-per-task", "200")
 COUNTED = ("rows lost", "rows twice", "vectors different", "files different")
 
 
@@ -28,7 +29,7 @@ def table(text: str) -> dict[str, dict[str, str]]:
 def test_faults_on_the_newer_slurm_lose_no_row_and_change_no_vector() -> None:
     if os.geteuid() != 0 or not NEWER_SLURM.exists():
         absent("needs root, and the SLURM that hpc/install-test-system fetches")
-    words = ["--slurm", "newer", "--only", ",".join(KINDS), "--rounds", "1", "--tasks", "4"]
+    words = ["--slurm", "newer", "--only", ",".join(KINDS), "--rounds", "1", *SIZE]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *words], capture_output=True, text=True, timeout=580
     )
