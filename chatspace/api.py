@@ -10,247 +10,30 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from chatspace.errors import IncompleteError, InputError
-from chatspace.jobs.completeness import is_complete
-from chatspace.jobs.doctor import refuse_unfit
-from chatspace.jobs.gather import read_manifest
-from chatspace.jobs.listing import list_runs
-from chatspace.jobs.live_status import live_status
-from chatspace.jobs.logs import find_task, last_lines, newest_logs
-from chatspace.jobs.resubmit import Resubmitted, cancel, resubmit
+from chatspace.checks.doctor import refuse_unfit
+from chatspace.errors import InputError
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.jobs.setup import GATHER_SCRIPT, set_up
-from chatspace.jobs.status import FAILED_STATES, RunStatus, run_status, task_statuses
-from chatspace.jobs.status_html import MAX_RUNS, runs_html, status_html
 from chatspace.jobs.submissions import local_job_id, record_submission, refuse_active, submit_all
 from chatspace.jobs.submitit_executor import submit_with_submitit
-from chatspace.jobs.waiting import GLANCE_S, glance, wait_until_complete
 from chatspace.layout import Layout, find_workspace
-from chatspace.plan.model import Plan, SplitPlan
+from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan
+from chatspace.run import Run
 from chatspace.spec.base import RunSpec
 from chatspace.spec.loading import load_spec, spec_from_mapping
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pyarrow.dataset as ds
-
-    from chatspace.jobs.report import Report
+from chatspace.watch.listing import list_runs
+from chatspace.watch.status import RunStatus
+from chatspace.watch.status_html import MAX_RUNS, runs_html
+from chatspace.watch.waiting import GLANCE_S
 
 log = logging.getLogger(__name__)
 
 ExecutorName = Literal["local", "sbatch", "submitit"]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A planned run, whoever executes it and whether or not it is finished.
-
-    Attributes:
-        plan: everything that was resolved.
-        jobs: submitit's own job objects, where submitit runs it.
-    """
-
-    plan: Plan
-    jobs: Sequence[Any] = ()
-
-    def __repr__(self) -> str:
-        return f"Run({self.run_id!r}, folder={str(self.folder)!r})"
-
-    @property
-    def run_id(self) -> str:
-        """Name and hash of the run."""
-        return self.plan.run_id
-
-    @property
-    def folder(self) -> Path:
-        """`runs/{run_id}/` of the workspace."""
-        return Layout(Path(self.plan.workspace)).run(self.plan.run_id).folder
-
-    def status(self, *, scheduler: Scheduler | None = None) -> RunStatus:
-        """Returns how far the run is; looks at the disk and asks SLURM at most twice."""
-        return run_status(self.plan, scheduler=scheduler)
-
-    def _repr_html_(self) -> str:
-        """Returns how far the run is, for Jupyter; SLURM is not waited for long."""
-        return status_html(glance(self.plan))
-
-    def wait(
-        self,
-        timeout_min: float = 60.0,
-        *,
-        progress: bool = False,
-        scheduler: Scheduler | None = None,
-    ) -> Run:
-        """Returns when every split is gathered.
-
-        Looks at the disk and asks SLURM in pauses that grow to half a minute, to ten seconds with
-        `progress`. Interrupting it interrupts nothing else.
-
-        Args:
-            timeout_min: minutes to wait at most.
-            progress: show how far it is: one display in Jupyter, else one line.
-            scheduler: asked for the states of jobs [SLURM].
-
-        Raises:
-            TimeoutError: it is not complete after `timeout_min` minutes; it goes on running.
-            IncompleteError: nothing that was submitted is queued or running any more.
-        """
-        ask = partial(wait_until_complete, self.plan, timeout_min=timeout_min, scheduler=scheduler)
-        if progress:
-            with live_status() as live:
-                ask(show=live.show)
-        else:
-            ask()
-        return self
-
-    def is_complete(self) -> bool:
-        """Tells whether every split was gathered and all its shards are there."""
-        return is_complete(self.plan)
-
-    def resubmit(
-        self,
-        max_tasks: int | None = None,
-        overrides: Sequence[str] = (),
-        *,
-        share: bool = False,
-        verify: bool = False,
-        scheduler: Scheduler | None = None,
-    ) -> Resubmitted:
-        """Submits the missing shards to SLURM, regrouped, and a gather job behind them.
-
-        A run of this machine is resumed by submitting its spec again.
-
-        Args:
-            max_tasks: array tasks at most [about as large as the plan's].
-            overrides: `key=value` texts for the sections `slurm` and `container`.
-            share: also what queued and running tasks have; no shard is done twice.
-            verify: read every shard first; damaged ones are done again.
-            scheduler: where it goes [SLURM].
-
-        Raises:
-            UserError: an override is wrong or would be another run.
-            UnfitEnvironmentError: SLURM is missing or refuses.
-        """
-        return resubmit(
-            self.plan,
-            scheduler or SlurmScheduler(),
-            max_tasks=max_tasks,
-            overrides=overrides,
-            share=share,
-            verify=verify,
-        )
-
-    def cancel(self, *, scheduler: Scheduler | None = None) -> list[str]:
-        """Cancels what is queued or running of the run, and returns the ids of the jobs.
-
-        What is done stays. Running tasks may take some seconds to end.
-
-        Raises:
-            UnfitEnvironmentError: SLURM is missing or refuses.
-        """
-        return cancel(self.plan, scheduler or SlurmScheduler())
-
-    def report(self) -> Report:
-        """Returns what the run took, beside its prediction, and what to ask for next time.
-
-        Raises:
-            IncompleteError: no task has ended yet.
-        """
-        from chatspace.jobs.report import run_report
-
-        return run_report(self.plan)
-
-    def logs(self, task: str | int | None = None, *, lines: int = 40) -> str:
-        """Returns the last lines of job logs, each below a line that names its file.
-
-        Args:
-            task: slice, as `3` or `train/3`, or a SLURM id, `1234_7` [the tasks that failed].
-            lines: how many of each log.
-
-        Raises:
-            InputError: there is no such task; the message says which there are.
-        """
-        statuses, element = task_statuses(self.plan), None
-        if task is None:
-            chosen = [status for status in statuses if status.state in FAILED_STATES]
-        else:
-            found, element = find_task(self.plan, statuses, str(task))
-            chosen = [found]
-        parts = []
-        for status in chosen:
-            head = f"{status.task.label}: {status.state}"
-            paths = newest_logs(self.plan, status, element)
-            parts += [
-                "\n".join([f"==> {head}: {path} <==", *last_lines(path, lines)]) for path in paths
-            ] or [f"==> {head}: no log <=="]
-        return "\n".join(parts) or "no failed tasks"
-
-    def manifest(self, split: str | None = None) -> dict[str, Any]:
-        """Returns the dataset manifest of a split [the only one].
-
-        Raises:
-            IncompleteError: the split was not gathered yet.
-        """
-        chosen = self._split(split)
-        manifest = read_manifest(self.plan, chosen)
-        if manifest is None:
-            raise IncompleteError(
-                f"Not gathered: {self.run_id} split {chosen.name}. Wait for it, or run "
-                f"`chatspace gather {self.folder}`."
-            )
-        return manifest
-
-    def dataset(self, split: str | None = None) -> ds.Dataset:
-        """Returns the embedded rows of a split as a pyarrow dataset, shards in input order.
-
-        Raises:
-            IncompleteError: the split was not gathered yet.
-        """
-        import pyarrow.dataset as ds
-
-        root = Path(self.plan.workspace)
-        paths = [str(root / shard["path"]) for shard in self.manifest(split)["shards"]]
-        return ds.dataset(paths, format="parquet")
-
-    def vectors(self, split: str | None = None) -> npt.NDArray[np.float32 | np.float16]:
-        """Returns the vectors of a split, shape (rows, dim), rows in input order.
-
-        Raises:
-            IncompleteError: the split was not gathered yet.
-        """
-        import numpy as np
-        import pyarrow.parquet as pq
-
-        from chatspace.shards.table import embedding_matrix
-
-        manifest = self.manifest(split)
-        shape = (manifest["rows_embedded"], manifest["embedding_dim"])
-        vectors = np.empty(shape, dtype=manifest["dtype"])  # (rows, dim)
-        start = 0
-        for shard in manifest["shards"]:
-            path = Path(self.plan.workspace) / shard["path"]
-            column = pq.read_table(path, columns=["embedding"], partitioning=None)["embedding"]
-            vectors[start : start + len(column)] = embedding_matrix(column)
-            start += len(column)
-        assert start == len(vectors)
-        return vectors
-
-    def _split(self, name: str | None) -> SplitPlan:
-        names = [split.name for split in self.plan.splits]
-        if name is None and len(names) == 1:
-            return self.plan.splits[0]
-        if name not in names:
-            raise InputError(
-                f"Which split: split={name!r}; the run has {', '.join(names)}. Name one."
-            )
-        return self.plan.split(name)
 
 
 def submit(
@@ -399,7 +182,7 @@ class Runs(Sequence[Run]):
         """Returns a table of the latest runs."""
         from rich.console import Console
 
-        from chatspace.jobs.status_view import render_overview
+        from chatspace.watch.status_view import render_overview
 
         if not self.statuses:
             return f"no runs in {self.workspace}"

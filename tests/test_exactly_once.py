@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from chatspace.api import Run
 from chatspace.errors import ExitCode, IncompleteError, OutputError
 from chatspace.jobs.gather import gather_run, verify_run
 from chatspace.jobs.local import slices_of, task_command
@@ -23,6 +22,7 @@ from chatspace.jobs.setup import set_up
 from chatspace.jobs.task import run_task
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
+from chatspace.run import Run
 from tests.conftest import SpecMaker, texts, write_parquet
 
 EPOCH = "1700000000"

@@ -58,7 +58,7 @@ def set_up_file(
 
 def set_up_probed(text: str, overrides: list[str], out: Path | None, *, check: Any = None) -> SetUp:
     """Returns the run of a spec file with what its probe suggests; says what was taken."""
-    from chatspace.jobs.probe_use import keep_probe, use_probe
+    from chatspace.measure.probe_use import keep_probe, use_probe
     from chatspace.spec.loading import load_spec
 
     used = use_probe(load_spec(Path(text), overrides))

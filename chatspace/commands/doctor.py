@@ -22,7 +22,7 @@ from chatspace.errors import ExitCode, SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chatspace.jobs.checks.findings import Finding
+    from chatspace.checks.findings import Finding
     from chatspace.plan.model import Plan
 
 SPEC_SUFFIXES = (".yaml", ".yml")
@@ -43,7 +43,7 @@ def doctor(
     inside: Annotated[Path | None, typer.Option("--inside", hidden=True)] = None,
 ) -> None:
     """Look whether this machine, and a run, are fit."""
-    from chatspace.jobs.doctor import is_fit, render_findings
+    from chatspace.checks.doctor import is_fit, render_findings
 
     if inside is not None:
         _look_inside(inside)
@@ -67,7 +67,7 @@ def doctor(
 
 
 def _look_inside(folder: Path) -> None:
-    from chatspace.jobs.checks.inside import look_inside
+    from chatspace.checks.inside import look_inside
 
     if not look_inside(folder, say_at_once):
         sys.exit(ExitCode.ENVIRONMENT)
@@ -80,9 +80,9 @@ def _examine(
     note: Callable[[str], None],
     node_timeout_min: float | None,
 ) -> list[Finding]:
+    from chatspace.checks.doctor import examine_machine, examine_run, with_digest
+    from chatspace.checks.findings import failed, passed
     from chatspace.errors import UserError
-    from chatspace.jobs.checks.findings import failed, passed
-    from chatspace.jobs.doctor import examine_machine, examine_run, with_digest
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.jobs.setup import render_all
 

@@ -21,7 +21,7 @@ from chatspace.commands.output import print_rich, say
 from chatspace.errors import ExitCode, SpecError, UnfitEnvironmentError
 
 if TYPE_CHECKING:
-    from chatspace.jobs.forecast import Probe
+    from chatspace.measure.forecast import Probe
     from chatspace.plan.model import Plan
 
 
@@ -49,10 +49,10 @@ def probe(
     if submit:
         found = _probe_as_job(planned, minutes, wait_min)
     else:
-        from chatspace.jobs.probe_job import probe_locally
+        from chatspace.measure.probe_job import probe_locally
 
         found = probe_locally(planned, seconds=60 * minutes)
-    from chatspace.jobs.probe_view import probe_json, render_probe_result
+    from chatspace.measure.probe_view import probe_json, render_probe_result
 
     if as_json:
         say(json.dumps(probe_json(found, planned), indent=1))
@@ -70,8 +70,8 @@ def report(
 ) -> None:
     """Compare prediction and outcome, and say what to ask for."""
     from chatspace.api import open_run
-    from chatspace.jobs.report import run_report, write_report
-    from chatspace.jobs.report_view import render_report
+    from chatspace.measure.report import run_report, write_report
+    from chatspace.measure.report_view import render_report
 
     plan = open_run(run, workspace=workspace).plan
     found = run_report(plan)
@@ -98,8 +98,8 @@ def _planned(text: str, overrides: list[str], workspace: str | None) -> Plan:
 
 def _probe_of_plan(path: Path, minutes: float) -> None:
     """Probes in this process: what a job of a probe calls."""
-    from chatspace.jobs.probe import probe_here, write_probe
-    from chatspace.jobs.probe_view import result_path
+    from chatspace.measure.probe import probe_here, write_probe
+    from chatspace.measure.probe_view import result_path
     from chatspace.plan.store import load_plan
 
     plan = load_plan(path)
@@ -107,8 +107,8 @@ def _probe_of_plan(path: Path, minutes: float) -> None:
 
 
 def _probe_as_job(plan: Plan, minutes: float, wait_min: float) -> Probe:
-    from chatspace.jobs.probe_job import submit_probe, wait_for_probe
     from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.measure.probe_job import submit_probe, wait_for_probe
 
     scheduler = SlurmScheduler()
     job = submit_probe(plan, scheduler, seconds=60 * minutes)

@@ -65,15 +65,16 @@ def submit(
     """Set up and submit to SLURM, with a gather job."""
     from functools import partial
 
-    from chatspace.api import Run, check_submittable
+    from chatspace.api import check_submittable
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.jobs.submissions import submit_all
+    from chatspace.watch.completeness import is_complete
 
     check = partial(
         check_submittable, executor="sbatch", again=again, doctor=not no_doctor, tell=say
     )
     done = spec_or_run(one_of(spec, config), set_ or [], out, workspace, check=check)
-    if Run(done.plan).is_complete() and not again:
+    if is_complete(done.plan) and not again:
         say(f"{done.plan.run_id}: complete and gathered already, nothing submitted")
         return
     for job in submit_all(done, SlurmScheduler(), again=again):

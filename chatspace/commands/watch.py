@@ -16,9 +16,9 @@ from chatspace.commands.output import print_rich, say
 from chatspace.errors import InputError
 
 if TYPE_CHECKING:
-    from chatspace.jobs.status import RunStatus
-    from chatspace.jobs.task_states import TaskStatus
     from chatspace.plan.model import Plan
+    from chatspace.watch.status import RunStatus
+    from chatspace.watch.task_states import TaskStatus
 
 FAILED_LINES = 40
 SETTLE_S = 2.0
@@ -70,8 +70,8 @@ def logs(
 ) -> None:
     """Show the job logs of tasks, or where they lie."""
     from chatspace.api import open_run
-    from chatspace.jobs.logs import find_task
-    from chatspace.jobs.status import FAILED_STATES, task_statuses
+    from chatspace.watch.logs import find_task
+    from chatspace.watch.status import FAILED_STATES, task_statuses
 
     plan = open_run(run, workspace=workspace).plan
     statuses = task_statuses(plan)
@@ -98,7 +98,7 @@ Look = Callable[[], "list[RunStatus]"]
 
 def _one(run: str, workspace: str | None) -> tuple[Look, Callable[..., Any], Callable[..., Any]]:
     from chatspace.api import open_run
-    from chatspace.jobs.status_view import render_status
+    from chatspace.watch.status_view import render_status
 
     found = open_run(run, workspace=workspace)
     return (
@@ -111,9 +111,9 @@ def _one(run: str, workspace: str | None) -> tuple[Look, Callable[..., Any], Cal
 def _all(workspace: str | None) -> tuple[Look, Callable[..., Any], Callable[..., Any]]:
     from rich.text import Text
 
-    from chatspace.jobs.listing import list_runs
-    from chatspace.jobs.status_view import render_overview
     from chatspace.layout import find_workspace
+    from chatspace.watch.listing import list_runs
+    from chatspace.watch.status_view import render_overview
 
     root = find_workspace(workspace)
     if not root.is_dir():
@@ -166,8 +166,8 @@ def _may_go_on(run: RunStatus) -> bool:
 
 
 def _list_logs(plan: Plan, statuses: Sequence[TaskStatus]) -> None:
-    from chatspace.jobs.logs import last_lines, newest_log
-    from chatspace.jobs.status_view import shown_path
+    from chatspace.watch.logs import last_lines, newest_log
+    from chatspace.watch.status_view import shown_path
 
     width = max((len(found.task.label) for found in statuses), default=0)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -180,8 +180,8 @@ def _list_logs(plan: Plan, statuses: Sequence[TaskStatus]) -> None:
 
 
 def _show_log(plan: Plan, found: TaskStatus, element: str | None, lines: int | None) -> None:
-    from chatspace.jobs.logs import last_lines, newest_logs
-    from chatspace.jobs.status_view import shown_path
+    from chatspace.watch.logs import last_lines, newest_logs
+    from chatspace.watch.status_view import shown_path
 
     paths = newest_logs(plan, found, element)
     for path in paths:
@@ -195,9 +195,9 @@ def _show_log(plan: Plan, found: TaskStatus, element: str | None, lines: int | N
 
 
 def _follow(plan: Plan, statuses: Sequence[TaskStatus], element: str | None, lines: int) -> None:
-    from chatspace.jobs.logs import follow, newest_log
-    from chatspace.jobs.status import task_statuses
-    from chatspace.jobs.task_states import ACTIVE_TASKS
+    from chatspace.watch.logs import follow, newest_log
+    from chatspace.watch.status import task_statuses
+    from chatspace.watch.task_states import ACTIVE_TASKS
 
     if len(statuses) > 1:
         running = [f.task.label.replace(" ", "/") for f in statuses if f.state == "running"]

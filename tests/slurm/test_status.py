@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from chatspace.api import Run, open_run
+from chatspace.api import open_run
+from chatspace.run import Run
 from tests.slurm.cluster import sbatch, wait_for_jobs
 from tests.slurm.conftest import Project
 

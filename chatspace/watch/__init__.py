@@ -1,0 +1,1 @@
+"""What is known of runs while they go on: states of tasks, rates, logs, listings."""
