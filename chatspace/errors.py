@@ -5,6 +5,7 @@
     │   ├── SpecError                a run spec, a profile, a flag
     │   ├── InputError               the dataset: files, columns, rows, ids
     │   ├── ModelError               the model: folder, name, limit
+    │   │   └── RowTooLargeError     a single row does not fit into the device's memory
     │   └── OutputError              the workspace: not writable, full, owned by another plan
     ├── IncompleteError          3   gather or verify found gaps, overlaps or damage
     ├── UnfitEnvironmentError    4   the machine or the cluster is not fit for the run
@@ -51,6 +52,10 @@ class InputError(UserError):
 
 class ModelError(UserError):
     """The model cannot be loaded or used as the spec says."""
+
+
+class RowTooLargeError(ModelError):
+    """A single row does not fit into the memory of the device."""
 
 
 class OutputError(UserError):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import read_manifest
-from chatspace.jobs.resubmit import Resubmitted, cancel, resubmit
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.layout import Layout
+from chatspace.mend.cancel import cancel
+from chatspace.mend.resubmit import Resubmitted, resubmit
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.watch.completeness import is_complete
 from chatspace.watch.live_status import live_status

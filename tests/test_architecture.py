@@ -27,7 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("plan",),
     (*KIND_ROOMS, "jobs"),
     ("checks", "watch"),
-    ("measure",),
+    ("measure", "mend"),
     ("run",),
     ("api",),
     ("demo", "flag_command"),

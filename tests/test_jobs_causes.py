@@ -4,7 +4,13 @@ import errno
 
 import pytest
 
-from chatspace.errors import InputError, ModelError, OutputError, UnfitEnvironmentError
+from chatspace.errors import (
+    InputError,
+    ModelError,
+    OutputError,
+    RowTooLargeError,
+    UnfitEnvironmentError,
+)
 from chatspace.jobs.causes import CAUSES, cause_of, cause_of_exit, cause_of_state
 
 
@@ -26,6 +32,8 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (OSError(errno.EIO, "Input/output error"), "node"),
         (caused(OutputError("cannot write"), OSError(errno.ESTALE, "Stale")), "node"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "node"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "bug"),
+        (RowTooLargeError("Out of memory: one row of 9000 tokens"), "gpu_memory"),
         (OutputError("Disk full"), "output"),
         (InputError("no column"), "input"),
         (UnfitEnvironmentError("no GPU"), "environment"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chatspace.jobs.claims import Claims, claimed_shards
+from chatspace.jobs.claims import Claims
 from chatspace.plan.work import StopRequest
 from chatspace.shards.records import ShardSpan
 
@@ -25,6 +27,11 @@ def claims(tmp_path: Path) -> Callable[..., Claims]:
         return Claims(tmp_path / "claims", attempt, **times)
 
     return make
+
+
+def claimed_shards(folder: Path) -> dict[int, dict[str, Any]]:
+    """What the claims say of their owners, by shard."""
+    return {int(p.stem[6:]): json.loads(p.read_bytes()) for p in folder.glob("shard-*.json")}
 
 
 def foreign(folder: Path, span: ShardSpan, **facts: object) -> Path:
@@ -196,3 +203,31 @@ def test_take_without_a_folder_to_write_to_claims_nothing_and_stops_nobody(
     assert [record.message.split(" folder=")[0] for record in caplog.records] == [
         "shards are not claimed"
     ]
+
+
+def test_share_takes_what_an_owner_left_that_beat_and_then_died(
+    claims: Callable[..., Claims], tmp_path: Path
+) -> None:
+    path = foreign(tmp_path, SPANS[0])
+    mine = claims("2_0.r0", stale_s=1.5)
+    given = mine.share(SPANS[:2], lambda _: False, StopRequest())
+    assert next(given).index == 1
+    path.write_text(path.read_text().replace('"beat": "0"', '"beat": "9"'))  # its last one
+    assert next(given).index == 0
+    assert mine.left == []
+    mine.close()
+
+
+def test_take_of_a_claim_whose_file_went_stale_is_left_for_later(
+    claims: Callable[..., Claims], tmp_path: Path
+) -> None:
+    path = foreign(tmp_path, SPANS[0])
+    mine = claims("2_0.r0")
+
+    def stale(span: ShardSpan) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    mine._displace = stale  # type: ignore[method-assign]  # what a network file system answers
+    assert not mine.take(SPANS[0])
+    assert mine.take(SPANS[1]) and not claims("3_0.r0").take(SPANS[1])
+    mine.close()

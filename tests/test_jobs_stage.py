@@ -158,7 +158,22 @@ def test_stage_killed_in_the_middle_fetches_only_what_is_missing(user: User) -> 
     said = user.run("stage", "spec.yaml")  # the lock of the dead process holds nobody up
     assert "1 fetched now (" in said
     assert user.hub.fetched == ["model.safetensors"]
-    assert not list((user.repository / "blobs").glob("*.incomplete"))
+
+
+def test_stage_removes_leftovers_of_a_day_ago_and_no_download_that_may_be_somebodys(
+    user: User,
+) -> None:
+    blobs = user.repository / "blobs"
+    blobs.mkdir(parents=True)
+    hours = {"now": 0, "today": 23, "yesterday": 25, "ahead": -5}
+    for name, age_h in hours.items():
+        path = blobs / f"{name}.incomplete"
+        path.write_bytes(b"half")
+        written_s = path.stat().st_mtime - 3600 * age_h
+        os.utime(path, (written_s, written_s))
+    user.run("stage", "spec.yaml")
+    left = {path.stem for path in blobs.glob("*.incomplete")}
+    assert left == {"now", "today", "ahead"}
 
 
 def test_stage_damaged_file_is_found_by_its_checksum_and_fetched_again(user: User) -> None:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -38,6 +39,7 @@ from chatspace.measure.probe_job import submit_probe, wait_for_probe
 from chatspace.measure.probe_use import keep_probe, use_probe
 from chatspace.measure.probe_view import probe_json, render_probe_result
 from chatspace.plan.model import Plan, Slice, SplitPlan
+from chatspace.plan.slicing import make_slices
 from chatspace.plan.store import save_plan
 from chatspace.spec.base import RunSpec
 from tests.conftest import SpecMaker, texts, write_parquet
@@ -258,6 +260,58 @@ def test_suggest_says_when_a_shard_is_too_long_for_a_task() -> None:
     assert found.is_tight
     assert found.count == 2
     assert found.time == "02:00:00"
+
+
+def weighted(weights: Sequence[int], name: str = "train") -> SplitPlan:
+    """A split whose shards, of one row each, weigh what is given."""
+    file = InputFile(
+        path="x", bytes=1, mtime_ns=1, rows=len(weights),
+        row_groups=(1,) * len(weights), text_bytes=tuple(weights),
+    )  # fmt: skip
+    return replace(split_of(len(weights), 1, name=name), files=(file,), text_bytes=sum(weights))
+
+
+# One byte a second, of which a task may work 60: the least that is suggested.
+SLOW = probe_of(sample_of(tokens_per_s=0.2, startup_s=0.0))
+
+
+def heaviest_slice(weights: Sequence[int], count: int) -> int:
+    slices = make_slices(np.array(weights), min(count, len(weights)))
+    return max(slice_.text_bytes for slice_ in slices)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=20), min_size=1, max_size=2))
+def test_suggest_any_weights_is_the_first_count_that_fits_or_leaves_the_heaviest_shard_alone(
+    weights: list[list[int]],
+) -> None:
+    splits = [weighted(w, f"s{i}") for i, w in enumerate(weights)]
+    found = suggest(SLOW, plan_of(*splits, time="00:01:00"))
+    shard = max(map(max, weights))
+    fits = (
+        count
+        for count in range(1, 21)
+        if max(heaviest_slice(w, count) for w in weights) <= max(60, shard)
+    )
+    assert found.count == next(fits)
+    assert found.is_tight == (shard > 60)
+    assert found.slowest_task_s == pytest.approx(
+        max(heaviest_slice(w, found.count) for w in weights)
+    )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("excess", [0.999, 1.001])
+def test_suggest_of_20000_shards_of_which_one_is_about_a_task_ends(excess: float) -> None:
+    weights = (np.random.default_rng(0).pareto(2.5, 20_000) * 1e6).astype(np.int64) + 1
+    limit_s = 2 * 10 * 3600
+    bytes_per_s = weights.max() / (limit_s / 2) / excess
+    probe = probe_of(sample_of(tokens_per_s=0.2 * bytes_per_s, startup_s=0.0))
+    found = suggest(probe, plan_of(weighted(weights.tolist()), time="20:00:00"))
+    assert found.is_tight == (excess > 1)
+    allowed = max(weights.max(), limit_s / 2 * bytes_per_s)
+    assert heaviest_slice(weights.tolist(), found.count) <= allowed
+    assert heaviest_slice(weights.tolist(), found.count - 1) > allowed
 
 
 def test_time_and_memory_have_a_margin_and_are_round() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatspace.data.inputs import InputFile
-from chatspace.plan.slicing import make_slices, shard_text_bytes, slice_count
+from chatspace.plan.slicing import fewest_slices, make_slices, shard_text_bytes, slice_count
 from chatspace.spec.base import SlicesSection
 
 
@@ -34,6 +34,18 @@ def test_make_slices_any_weights_covers_all_shards_and_is_optimal(data: st.DataO
     assert all(a.shard_stop == b.shard_start for a, b in pairwise(slices))
     assert all(s.shard_stop > s.shard_start for s in slices)
     assert max(s.text_bytes for s in slices) == lightest_maximum(weights, count)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=25), st.integers(0, 5000))
+def test_fewest_slices_any_weights_is_the_first_count_that_fits(
+    weights: list[int], more: int
+) -> None:
+    counted = [max(1, weight) for weight in weights]
+    cap = max(counted) + more
+    counts = range(1, len(weights) + 1)
+    expected = next(n for n in counts if lightest_maximum(counted, n) <= cap)
+    assert fewest_slices(np.array(weights), cap) == expected
 
 
 def test_make_slices_equal_weights_gives_equal_slices() -> None:

@@ -34,8 +34,8 @@ def resubmit(
 ) -> None:
     """Submit what is missing of a run, and nothing else."""
     from chatspace.api import open_run
-    from chatspace.jobs.resubmit import resubmit as resubmit_run
     from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.mend.resubmit import resubmit as resubmit_run
 
     plan = open_run(run, workspace=workspace).plan
     given = {"slurm.profile": profile, "slurm.time": time, "slurm.gpu_type": gpu_type}
@@ -59,7 +59,11 @@ def resubmit(
             + ("." if done.submissions else "; nothing submitted. --share adds tasks to them.")
         )
     if done.excluded:
-        say(f"avoiding nodes on which tasks failed twice: {', '.join(done.excluded)}")
+        nodes = ", ".join(done.excluded)
+        say(
+            f"avoiding nodes on which tasks failed twice: {nodes} "
+            f"(not so with --set slurm.exclude_failed_nodes=false)"
+        )
     for job in done.submissions:
         what = f"split {job.split}, {job.count} tasks" if job.split else "gather, when they end"
         say(f"job {job.job_id}: {what}{f', repair {job.repair}' if job.repair else ''}")
@@ -68,8 +72,8 @@ def resubmit(
 def cancel(run: RunArgument, workspace: WorkspaceOption = None) -> None:
     """Cancel all jobs of a run; what is done stays."""
     from chatspace.api import open_run
-    from chatspace.jobs.resubmit import cancel as cancel_run
     from chatspace.jobs.scheduler import SlurmScheduler
+    from chatspace.mend.cancel import cancel as cancel_run
 
     plan = open_run(run, workspace=workspace).plan
     cancelled = cancel_run(plan, SlurmScheduler())

@@ -11,8 +11,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +33,8 @@ _FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 # Of what is free, so much stays: a file system that is full to the last byte stops everybody.
 _SPARE_BYTES = 1 << 30
+# A fetch that lives writes to its file more often.
+_LEFTOVER_S = 24 * 3600
 
 Report = Callable[[str, int, int], None]
 
@@ -289,9 +293,21 @@ def _check_space(cache: Path, needed: int, name: str) -> None:
 
 
 def _remove_leftovers(home: Path) -> None:
-    """Removes what a killed fetch left: nobody takes up its half-fetched files again."""
-    for path in (home / "blobs").glob("*.incomplete"):
-        path.unlink(missing_ok=True)
+    """Removes what a killed fetch left: nobody takes up its half-fetched files again.
+
+    A cache may be shared: a file that was written to within a day may be of somebody who fetches
+    now. The age is by the clock of the file system, because those of hosts differ.
+    """
+    leftovers = list((home / "blobs").glob("*.incomplete"))
+    if not leftovers:
+        return
+    with tempfile.TemporaryFile(dir=home / "blobs", buffering=0) as now:
+        now.write(b"\n")
+        now_s = os.fstat(now.fileno()).st_mtime
+    for path in leftovers:
+        with suppress(OSError):  # removed meanwhile, or of somebody else
+            if now_s - path.stat().st_mtime > _LEFTOVER_S:
+                path.unlink()
 
 
 def _commit_of(home: Path, revision: str | None) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatspace.errors import ModelError
+from chatspace.errors import RowTooLargeError
 from chatspace.hf_embed.bucketing import (
     Batch,
     Buckets,
@@ -107,7 +107,7 @@ class Encoder:
         """Returns the vectors of some texts, (n_texts, dim), float32, as a shard would have them.
 
         Raises:
-            ModelError: a single text does not fit into memory.
+            RowTooLargeError: a single text does not fit into memory.
         """
         tokens = self.tokenizer.tokenize(texts, check=lambda: None)
         vectors = np.zeros((len(texts), self.dim), np.float32)
@@ -140,7 +140,7 @@ class Encoder:
             batch: which of its rows.
 
         Raises:
-            ModelError: a single row does not fit into memory, not even alone.
+            RowTooLargeError: a single row does not fit into memory, not even alone.
         """
         features = tokens.features(batch)
         with self._turns.together():
@@ -160,7 +160,7 @@ class Encoder:
             found = self._try_forward(features)
         if not isinstance(found, str):
             return found
-        raise ModelError(
+        raise RowTooLargeError(
             f"Out of memory: one row of {batch.n_padded_tokens} tokens; {_first_line(found)} "
             f"Set model.max_tokens lower, or use a device with more memory."
         )

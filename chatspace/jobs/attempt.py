@@ -43,19 +43,24 @@ class Lane:
         """What distinguishes this lane's attempt, manifest and event log; lane 0 has nothing."""
         return f".lane{self.index}" if self.index else ""
 
-    def own_gpu(self) -> str | None:
-        """Returns which of the GPUs that the task sees is this lane's, None if it is bound.
+    def own_gpu(self, *, is_bound: bool) -> str | None:
+        """Returns which of the GPUs that the task sees is this lane's, None if SLURM has bound it.
+
+        Where nothing says what the task sees, it is taken to have its node's GPUs to itself.
 
         Raises:
-            InputError: the task sees fewer GPUs than it has processes.
+            InputError: the task sees fewer GPUs than it has processes on this node.
         """
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        if len(seen) <= 1:
+        if is_bound:
             return None
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if given is None:
+            return str(self.local)
+        seen = [name for name in given.split(",") if name]
         if self.local >= len(seen):
             raise InputError(
-                f"Too few GPUs: process {self.local} of this node, CUDA_VISIBLE_DEVICES="
-                f"{','.join(seen)}. Ask for as many as there are processes: slurm.gpus_per_task."
+                f"Too few GPUs: process {self.local} of this node, CUDA_VISIBLE_DEVICES={given}. "
+                f"Ask for as many as there are processes: slurm.gpus_per_task."
             )
         return seen[self.local]
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from chatspace.errors import ExitCode, OutputError, UnfitEnvironmentError, UserError
+from chatspace.errors import (
+    ExitCode,
+    OutputError,
+    RowTooLargeError,
+    UnfitEnvironmentError,
+    UserError,
+)
 
 # What to do about each cause; the order is the one in which they are listed.
 CAUSES = {
@@ -28,6 +34,7 @@ _NODE_ERRNOS = frozenset(
     [errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.ETIMEDOUT]
 )
 _GPU_FAULTS = ("cuda error", "cuda driver", "cudnn error", "cublas error", "nvml", "ecc error")
+_KERNEL_BUGS = ("device-side assert", "illegal memory access", "misaligned address")
 _SIGNAL_CAUSES = {6: "crash", 7: "crash", 8: "crash", 9: "killed", 11: "crash", 15: "cancelled"}
 _STATE_CAUSES = {
     "OUT_OF_MEMORY": "host_memory",
@@ -57,13 +64,15 @@ def cause_of(error: BaseException) -> str:
 
 def _machine_cause(error: BaseException) -> str | None:
     """Returns the cause of an error that the machine made, None for any other."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    # torch's own is known by its name, for torch is not imported here.
+    if isinstance(error, RowTooLargeError) or type(error).__name__ == "OutOfMemoryError":
         return "gpu_memory"
     if isinstance(error, MemoryError):
         return "host_memory"
     text = str(error).lower() if isinstance(error, RuntimeError) else ""
     of_node = isinstance(error, OSError) and error.errno in _NODE_ERRNOS
-    return "node" if of_node or any(words in text for words in _GPU_FAULTS) else None
+    of_gpu = any(w in text for w in _GPU_FAULTS) and not any(w in text for w in _KERNEL_BUGS)
+    return "node" if of_node or of_gpu else None
 
 
 def cause_of_exit(exit_code: int, oom_kills: int = 0) -> str:

@@ -11,6 +11,7 @@ over at once: an earlier attempt of the same task, a process of this host that i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -94,6 +95,7 @@ class Claims:
                 self.release(span)
             else:
                 yield span
+        self._seen.clear()  # who is alive is judged by what is seen from now on
         for span in others:
             if self._outlives(span, is_done, stop):
                 yield span
@@ -106,6 +108,8 @@ class Claims:
             self._folder.mkdir(parents=True, exist_ok=True)
             return self._create(span) or (self._displace(span) and self._create(span))
         except OSError as error:
+            if error.errno == errno.ESTALE:  # another node removed the file as this one read it
+                return False
             self._works = False
             log.warning("shards are not claimed folder=%s error=%s", self._folder, error)
             return True
@@ -127,7 +131,8 @@ class Claims:
         while not (stop.requested or self._closed.is_set() or is_done(span)):
             if self.take(span):
                 return True
-            if self._seen[span.index].is_alive:
+            seen = self._seen.get(span.index)  # gone where another has just displaced the claim
+            if seen is not None and seen.is_alive:
                 self.left.append(span)
                 return False
             self._closed.wait(LOOK_S)
@@ -217,20 +222,6 @@ class Claims:
 
     def _path(self, index: int) -> Path:
         return self._folder / f"shard-{index:05d}.json"
-
-
-def claimed_shards(folder: Path) -> dict[int, dict[str, Any]]:
-    """Returns what the claims on a split's shards say of their owners, by shard; some may be dead.
-
-    Args:
-        folder: `runs/{run_id}/claims/{split}`.
-    """
-    found = {}
-    for path in folder.glob("shard-*.json"):
-        number = path.stem.removeprefix("shard-")
-        if number.isdigit() and (content := _read(path)) is not None:
-            found[int(number)] = _parse(content)
-    return found
 
 
 def _read(path: Path) -> bytes | None:

@@ -13,7 +13,7 @@ from chatspace.atomic import output_error
 from chatspace.errors import OutputError, UnfitEnvironmentError
 from chatspace.jobs.processes import is_alive
 from chatspace.jobs.render import ArrayJob
-from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler
+from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler, look
 from chatspace.jobs.setup import GATHER_SCRIPT, SetUp
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -133,12 +133,28 @@ def refuse_active(plan: Plan, scheduler: Scheduler) -> None:
 
 
 def active_jobs(plan: Plan, scheduler: Scheduler) -> list[str]:
-    """Returns the recorded jobs that are queued or running, of SLURM and of this machine."""
+    """Returns the jobs of a run that are queued or running, of SLURM and of this machine.
+
+    Those on record, and those in the user's queue that carry the name of the run.
+
+    Raises:
+        UnfitEnvironmentError: SLURM has jobs on record and does not answer.
+    """
     submissions = read_submissions(plan)
     ids = slurm_ids(submissions)
-    states = scheduler.states(ids) if ids else {}
-    queued = {k.split("_")[0] for k, state in states.items() if state in ACTIVE_STATES}
-    return sorted(queued) + [s.job_id for s in submissions if is_active_here(s)]
+    snapshot = look(scheduler, ids, (plan.run_id, f"{plan.run_id}-gather"))
+    if ids and not snapshot.answered:
+        raise unanswered()
+    queued = {k.split("_")[0] for k, state in snapshot.states.items() if state in ACTIVE_STATES}
+    return sorted(queued) + list(dict.fromkeys(s.job_id for s in submissions if is_active_here(s)))
+
+
+def unanswered() -> UnfitEnvironmentError:
+    """Returns the error of a SLURM that was asked for the jobs of a run in vain."""
+    return UnfitEnvironmentError(
+        "SLURM does not answer: squeue failed, so nobody knows what is queued or running. Try "
+        "again later."
+    )
 
 
 def local_job_id(pid: int) -> str:

@@ -185,7 +185,7 @@ def _recorded(plan: Plan, jobs: Sequence[Any], cluster: str) -> list[Submission]
         record = partial(record_submission, plan, split=split.name)
         if cluster == "slurm":
             job_id = str(of_split[0].job_id).split("_")[0]
-            count = len(of_split)
+            count = first + len(of_split)  # of the array, whose first elements are other splits'
             submitted.append(record(job_id=job_id, executor="submitit", offset=-first, count=count))
         else:
             submitted += [

@@ -102,7 +102,9 @@ def run_part(plan: Plan, part: Part, lanes: int = 1) -> None:
         InterruptedRun: a signal stopped the task; running it again resumes it.
     """
     lane = find_lane(lanes)
-    gpu = lane.own_gpu() if lanes > 1 else None
+    gpu = None
+    if lanes > 1 and plan.cluster["gpus_per_task"] > 1:
+        gpu = lane.own_gpu(is_bound=plan.cluster["gpu_directive"] == "gpus-per-task")
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch is imported
     task = _Task(plan, part.of_lane(lane), lane)

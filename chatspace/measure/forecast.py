@@ -12,13 +12,14 @@ Not covered: tasks that share a file system or a GPU and slow each other down.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from chatspace.jobs.render import lanes_of
 from chatspace.plan.model import Plan, SplitPlan
-from chatspace.plan.slicing import make_slices, shard_text_bytes
+from chatspace.plan.slicing import fewest_slices, make_slices, shard_text_bytes
 from chatspace.spec.slurm import walltime_s
 
 # A task should take about this share of its walltime: the slowest still ends in time.
@@ -193,6 +194,9 @@ def forecast(probe: Probe, plan: Plan) -> Forecast:
 def suggest(probe: Probe, plan: Plan, *, keep_slices: bool = False) -> Suggestion:
     """Returns what to ask for, so that a task takes about half of the walltime that it has now.
 
+    Slices are the fewest of which none takes longer; where one shard alone does, the fewest of
+    which none takes longer than that shard.
+
     Args:
         probe: what was measured.
         plan: the run.
@@ -202,15 +206,11 @@ def suggest(probe: Probe, plan: Plan, *, keep_slices: bool = False) -> Suggestio
     startup_s = max(sample.startup_s for sample in probe.samples)
     target_s = max(FILL * limit_s - startup_s, LEAST_WORK_S)
     weights = {s.name: _weights(s) for s in plan.splits}
-    count = 1
-    while True:
-        slowest_s = max(
-            _slowest_work_s(probe, plan, s, weights[s.name], count) for s in plan.splits
-        )
-        most = max(len(w) for w in weights.values())
-        if slowest_s <= target_s or count >= most:
-            break
-        count = min(most, max(count + 1, math.floor(count * slowest_s / target_s)))
+    heaviest = {name: int(w.max(initial=1)) for name, w in weights.items()}
+    shard_s = max(_task_work_s(probe, plan, s, heaviest[s.name]) for s in plan.splits)
+    allowed_s = max(target_s, shard_s)
+    count = max(_fewest_slices(probe, plan, s, weights[s.name], allowed_s) for s in plan.splits)
+    slowest_s = max(_slowest_work_s(probe, plan, s, weights[s.name], count) for s in plan.splits)
     slowest_task_s = startup_s + slowest_s
     if keep_slices:
         slowest_task_s = forecast(probe, plan).slowest_task_s
@@ -220,7 +220,7 @@ def suggest(probe: Probe, plan: Plan, *, keep_slices: bool = False) -> Suggestio
         mem_gb=memory_to_ask(_peak_gb(probe, plan)),
         tokens_per_batch=probe.tokens_per_batch,
         slowest_task_s=slowest_task_s,
-        is_tight=slowest_s > target_s,
+        is_tight=shard_s > target_s,
     )
 
 
@@ -290,10 +290,22 @@ def _weights(split: SplitPlan) -> Any:
     return shard_text_bytes(split.files, split.rows, split.rows_per_shard)  # (n_shards,)
 
 
+def _task_work_s(probe: Probe, plan: Plan, split: SplitPlan, text_bytes: int) -> float:
+    return _work_s(probe, split, text_bytes) / lanes_of(plan.cluster)
+
+
+def _fewest_slices(
+    probe: Probe, plan: Plan, split: SplitPlan, weights: Any, allowed_s: float
+) -> int:
+    """Returns the smallest count at which no slice takes longer, which no shard alone does."""
+    sizes = range(int(weights.sum()) + len(weights) + 1)
+    cap = bisect_right(sizes, allowed_s, key=lambda n: _task_work_s(probe, plan, split, n)) - 1
+    return fewest_slices(weights, cap)
+
+
 def _slowest_work_s(probe: Probe, plan: Plan, split: SplitPlan, weights: Any, count: int) -> float:
     slices = make_slices(weights, min(count, len(weights)))
-    heaviest = max(slice_.text_bytes for slice_ in slices)
-    return _work_s(probe, split, heaviest) / lanes_of(plan.cluster)
+    return _task_work_s(probe, plan, split, max(slice_.text_bytes for slice_ in slices))
 
 
 def _output_bytes(probe: Probe, split: SplitPlan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,7 @@ def make_slices(weights: Ints, count: int) -> tuple[Slice, ...]:
     Source: the linear partition problem, solved by bisection on the bound.
     """
     assert 1 <= count <= len(weights)
-    sums = np.concatenate(([0], np.cumsum(np.maximum(weights, 1))))  # (n_shards + 1,)
+    sums = _running_sums(weights)  # (n_shards + 1,)
     cap = _smallest_cap(sums, count)
     earliest = _earliest_borders(sums, count, cap)
     borders = [0]
@@ -88,6 +89,30 @@ def make_slices(weights: Ints, count: int) -> tuple[Slice, ...]:
     )
 
 
+def fewest_slices(weights: Ints, cap: int) -> int:
+    """Returns the smallest count at which `make_slices` makes no slice heavier than `cap`.
+
+    Args:
+        weights: text bytes (or rows) of each shard, shape (n_shards,); 0 counts as 1.
+        cap: no less than the heaviest shard.
+    """
+    assert cap >= max(1, weights.max())
+    return _n_slices(_running_sums(weights).tolist(), cap)
+
+
+def _running_sums(weights: Ints) -> Ints:
+    return np.concatenate(([0], np.cumsum(np.maximum(weights, 1))))
+
+
+def _n_slices(sums: list[int], cap: int) -> int:
+    """Returns how many slices there are where each takes all shards that `cap` allows."""
+    border, count = 0, 0
+    while border < len(sums) - 1:
+        border = bisect_right(sums, sums[border] + cap, lo=border) - 1
+        count += 1
+    return count
+
+
 def _furthest(sums: Ints, start: int, cap: int) -> int:
     """Returns the largest border such that the shards from `start` weigh at most `cap`."""
     return int(np.searchsorted(sums, sums[start] + cap, side="right")) - 1
@@ -96,12 +121,10 @@ def _furthest(sums: Ints, start: int, cap: int) -> int:
 def _smallest_cap(sums: Ints, count: int) -> int:
     """Returns the smallest weight such that `count` contiguous slices suffice."""
     low, high = int(np.diff(sums).max()), int(sums[-1])
+    steps = sums.tolist()
     while low < high:
         middle = (low + high) // 2
-        border = 0
-        for _ in range(count):
-            border = _furthest(sums, border, middle)
-        low, high = (low, middle) if border == len(sums) - 1 else (middle + 1, high)
+        low, high = (low, middle) if _n_slices(steps, middle) <= count else (middle + 1, high)
     return low
 
 

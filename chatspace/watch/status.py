@@ -176,7 +176,7 @@ def run_status(plan: Plan, *, scheduler: Scheduler | None = None) -> RunStatus:
 def task_statuses(plan: Plan, *, scheduler: Scheduler | None = None) -> list[TaskStatus]:
     """Returns how each task of a run is: slices first, then tasks of repairs."""
     seen = see(plan)
-    return _judged(seen, ask([seen], scheduler))
+    return judged(seen, ask([seen], scheduler))
 
 
 def see(plan: Plan, *, briefly: bool = False) -> Seen:
@@ -207,7 +207,7 @@ def ask(runs: Sequence[Seen], scheduler: Scheduler | None) -> Snapshot | None:
 def status_of(seen: Seen, slurm: Snapshot | None) -> RunStatus:
     """Returns how far a run is, from what was seen of it and what SLURM says."""
     plan = seen.plan
-    found = _judged(seen, slurm)
+    found = judged(seen, slurm)
     counts = Counter(status.state for status in found)
     ids = seen.slurm_jobs()
     snapshot = slurm or Snapshot()
@@ -252,7 +252,8 @@ def _is_local(seen: Seen) -> bool:
     return seen.is_complete or is_off_slurm
 
 
-def _judged(seen: Seen, slurm: Snapshot | None) -> list[TaskStatus]:
+def judged(seen: Seen, slurm: Snapshot | None) -> list[TaskStatus]:
+    """Returns how each task of a run is, from what was seen of it and what SLURM says."""
     snapshot = slurm or Snapshot()
     tasks = expected_tasks(seen.plan, seen.extents, seen.submissions)
     tails = seen.tails or {}

@@ -13,10 +13,12 @@ from chatspace.errors import InputError, SpecError, UnfitEnvironmentError
 from chatspace.jobs.events import EventLog
 from chatspace.jobs.gather import gather_run, verify_run
 from chatspace.jobs.repair import divide, read_repair, run_repair_task
-from chatspace.jobs.resubmit import cancel, failed_nodes, missing_shards, resubmit
 from chatspace.jobs.setup import set_up
 from chatspace.jobs.submissions import read_submissions, record_submission
 from chatspace.layout import Layout, RunLayout
+from chatspace.mend.bad_nodes import failed_nodes
+from chatspace.mend.cancel import cancel
+from chatspace.mend.resubmit import missing_shards, resubmit
 from chatspace.plan.model import Plan
 from tests.conftest import SpecMaker
 from tests.plans import plan_of, split_plan
@@ -75,7 +77,7 @@ def test_resubmit_does_just_the_missing_shards_and_the_run_is_the_same(plan: Pla
     assert (done.n_missing, done.n_active) == (4, 0)
     (script, _), (gather, after) = scheduler.submitted
     assert script == layout(plan).repairs / "001" / "embed.slurm"
-    assert (gather, after) == (layout(plan).folder / "gather.slurm", ("101",))
+    assert (gather, after) == (script.with_name("gather.slurm"), ("101",))
     assert "#SBATCH --array=0-2\n" in scheduler.checked[0]
     assert "#SBATCH --array=0-2\n" in script.read_text()
     assert [s.repair for s in read_submissions(plan)] == [1, None]
@@ -132,6 +134,10 @@ def test_resubmit_with_changed_settings_keeps_the_run_and_refuses_other_keys(pla
     assert "#SBATCH --time=00:30:00\n" in text
     assert f"#SBATCH --output={plan.cluster['log_dir']}/" in text
     assert read_repair(plan, 1).cluster["gpu_type"] == "a100"
+    assert "#SBATCH --time=00:30:00\n" in scheduler.checked[1]  # the gather job, too
+    settings = read_repair(plan, 1).cluster
+    kept = {k: v for k, v in settings.items() if k not in ("time", "gpu_type")}
+    assert kept == {k: v for k, v in json.loads(json.dumps(plan.cluster)).items() if k in kept}
     with pytest.raises(SpecError, match=r"--set model\.dtype=float32"):
         resubmit(plan, scheduler, overrides=["model.dtype=float32"])
     with pytest.raises(SpecError, match=r"slurm\.tim"):
@@ -144,23 +150,54 @@ def test_resubmit_that_is_refused_writes_nothing(plan: Plan) -> None:
     assert not layout(plan).repairs.exists() and read_submissions(plan) == []
 
 
-def test_resubmit_avoids_nodes_that_failed_twice_unless_told_not_to(plan: Plan) -> None:
-    for index, (node, cause) in enumerate(
-        [("n1", "node"), ("n1", "killed"), ("n2", "bug"), ("n2", "bug"), ("n3", "node")]
-    ):
+def write_failures(plan: Plan, *failures: tuple[str, str]) -> None:
+    """Writes the event logs of tasks that failed: node and cause of each, `ok` for none."""
+    for index, (node, cause) in enumerate(failures):
+        name = f"1_{index}.r0"
         with EventLog(layout(plan).event_log("train", index)) as events:
-            events.write("started", host="login", slurm={"node": node})
+            events.write("started", attempt=name, host="login", slurm={"node": node})
             if cause == "killed":
-                events.write("ended", attempt="1_1.r0", host=node, exit_code=137)
-            else:
-                events.write("failed", error="x", cause=cause)
-                events.write("ended", attempt="1_1.r0", host=node, exit_code=1)
+                events.write("ended", attempt=name, host=node, exit_code=137, oom_kills=0)
+            elif cause != "ok":
+                events.write("failed", attempt=name, error="x", cause=cause)
+                events.write("ended", attempt=name, host=node, exit_code=1)
+
+
+def test_resubmit_avoids_nodes_that_failed_twice_unless_told_not_to(plan: Plan) -> None:
+    write_failures(
+        plan,
+        ("n1", "node"),
+        ("n1", "node"),
+        ("n2", "bug"),
+        ("n2", "bug"),
+        ("n3", "node"),
+        ("n4", "ok"),
+    )
     assert failed_nodes(plan) == ["n1"]
     scheduler = FakeScheduler()
     assert resubmit(plan, scheduler).excluded == ("n1",)
     assert "#SBATCH --exclude=n1\n" in scheduler.checked[0]
     done = resubmit(plan, scheduler, share=True, overrides=["slurm.exclude_failed_nodes=false"])
-    assert done.excluded == () and "--exclude" not in scheduler.checked[1]
+    assert done.excluded == () and "--exclude" not in scheduler.checked[2]
+
+
+@pytest.mark.parametrize("cause", ["killed", "environment", "host_memory"])
+def test_failed_nodes_of_a_cause_that_most_nodes_share_are_none(plan: Plan, cause: str) -> None:
+    nodes = ["n1", "n1", "n2", "n2", "n3", "n3"]
+    write_failures(plan, *((node, cause) for node in nodes), ("n4", "ok"))
+    assert failed_nodes(plan) == []
+
+
+def test_failed_nodes_count_an_attempt_once_and_no_machine_off_slurm(plan: Plan) -> None:
+    for lane in ("", ".lane1"):
+        with EventLog(layout(plan).event_log("train", f"00000{lane}")) as events:
+            events.write("started", attempt=f"1_0.r0{lane}", slurm={"node": "n1"})
+            events.write("failed", attempt=f"1_0.r0{lane}", cause="node", error="x")
+    for index in (1, 2):
+        with EventLog(layout(plan).event_log("train", index)) as events:
+            events.write("started", attempt=f"login-{index}", host="login", slurm={})
+            events.write("failed", attempt=f"login-{index}", cause="node", error="x")
+    assert failed_nodes(plan) == []
 
 
 def test_missing_shards_of_a_fresh_run_are_all(plan: Plan) -> None:

@@ -1,45 +1,33 @@
-"""Resubmit: what is missing of a run and nobody is at, as new arrays; and cancel."""
+"""Resubmit: what is missing of a run and nobody is at, as new arrays."""
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import signal
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from chatspace.atomic import atomic_write_text
 from chatspace.errors import InputError, SpecError
-from chatspace.jobs.causes import cause_of_exit
-from chatspace.jobs.events import read_events
 from chatspace.jobs.gather import split_coverage, split_store
-from chatspace.jobs.repair import Repair, divide, read_repair, render_repair, write_repair
-from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler
-from chatspace.jobs.setup import GATHER_SCRIPT, absolute_cluster
-from chatspace.jobs.submissions import (
-    Submission,
-    active_jobs,
-    is_active_here,
-    read_submissions,
-    slurm_ids,
-    submit_arrays,
-)
+from chatspace.jobs.render import render_gather
+from chatspace.jobs.repair import Repair, divide, render_repair, write_repair
+from chatspace.jobs.scheduler import Scheduler
+from chatspace.jobs.setup import GATHER_SCRIPT, absolute_cluster, image_sha256
+from chatspace.jobs.submissions import Submission, submit_arrays, unanswered
 from chatspace.layout import Layout
+from chatspace.mend.bad_nodes import failed_nodes
 from chatspace.plan.model import Plan
 from chatspace.spec.cluster import resolve_cluster
 from chatspace.spec.loading import load_spec
+from chatspace.watch.status import ask, judged, see
+from chatspace.watch.task_states import ACTIVE_TASKS
 
 log = logging.getLogger(__name__)
 
-# A spec section whose values change how a run is done, and nothing of what it gives.
+# Sections whose values change how a run is done, and nothing of what it gives.
 CHANGEABLE = ("slurm.", "container.")
-# Failures that another node may not have; a bug would exclude one node after another.
-NODE_CAUSES = frozenset(["node", "environment", "killed", "crash", "host_memory"])
-FAILURES_OF_A_BAD_NODE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +92,12 @@ def resubmit(
             )
             for split, tasks in divide(plan, todo, max_tasks).items()
         ]
-        for repair in repairs:  # all of them before any is written
-            scheduler.check(render_repair(plan, repair)[1])
+        gather_text = render_gather(replace(plan, cluster=cluster))
+        for text in (*(render_repair(plan, repair)[1] for repair in repairs), gather_text):
+            scheduler.check(text)  # all of them before any is written
         arrays = [write_repair(plan, repair) for repair in repairs]
-        gather = Layout(Path(plan.workspace)).run(plan.run_id).folder / GATHER_SCRIPT
+        gather = arrays[0][1].with_name(GATHER_SCRIPT)
+        atomic_write_text(gather, gather_text)
         submissions = submit_arrays(plan, arrays, gather, scheduler)
     return Resubmitted(
         n_missing=n_missing,
@@ -115,27 +105,6 @@ def resubmit(
         excluded=tuple(excluded) if todo else (),
         submissions=tuple(submissions),
     )
-
-
-def cancel(plan: Plan, scheduler: Scheduler) -> list[str]:
-    """Cancels every job of a run that is queued or running, here and in SLURM.
-
-    What is done stays; submitting again resumes.
-
-    Returns:
-        The ids of what was cancelled.
-
-    Raises:
-        UnfitEnvironmentError: the batch system is missing or refuses.
-    """
-    active = active_jobs(plan, scheduler)
-    scheduler.cancel([job for job in active if job.isdigit()])
-    for job in active:
-        host, _, pid = job.rpartition(":")
-        if host == platform.node():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(int(pid), signal.SIGTERM)
-    return active
 
 
 def missing_shards(plan: Plan, *, verify: bool = False) -> dict[str, list[int]]:
@@ -157,29 +126,20 @@ def missing_shards(plan: Plan, *, verify: bool = False) -> dict[str, list[int]]:
 
 
 def active_shards(plan: Plan, scheduler: Scheduler) -> dict[str, set[int]]:
-    """Returns the shards of the tasks that are queued or running, by split."""
-    submissions = read_submissions(plan)
-    ids = slurm_ids(submissions)
-    states = scheduler.states(ids) if ids else {}
+    """Returns the shards of the tasks that are queued or running, by split, whoever submitted them.
+
+    Raises:
+        UnfitEnvironmentError: SLURM does not answer, so that nobody knows.
+    """
+    seen = see(plan)
+    slurm = ask([seen], scheduler)
+    if slurm is not None and not slurm.answered:
+        raise unanswered()
     shards: dict[str, set[int]] = {split.name: set() for split in plan.splits}
-    for submission in submissions:
-        if submission.split not in shards:
-            continue
-        here = is_active_here(submission)
-        for index in range(submission.count):
-            if here or states.get(f"{submission.job_id}_{index}") in ACTIVE_STATES:
-                shards[submission.split].update(_shards_of(plan, submission, index))
+    for status in judged(seen, slurm):
+        if status.state in ACTIVE_TASKS:
+            shards[status.task.split].update(status.task.shards)
     return shards
-
-
-def failed_nodes(plan: Plan) -> list[str]:
-    """Returns the nodes on which tasks failed twice for a reason that may be the node's."""
-    counts = Counter(
-        node
-        for path in Layout(Path(plan.workspace)).run(plan.run_id).events.glob("*.jsonl")
-        for node in _failures(path)
-    )
-    return sorted(node for node, n in counts.items() if n >= FAILURES_OF_A_BAD_NODE)
 
 
 def changed_cluster(plan: Plan, overrides: Sequence[str]) -> dict[str, Any]:
@@ -199,35 +159,15 @@ def changed_cluster(plan: Plan, overrides: Sequence[str]) -> dict[str, Any]:
     spec_path = Layout(Path(plan.workspace)).run(plan.run_id).spec
     if not spec_path.is_file():
         raise InputError(f"No run spec: {spec_path} does not exist. Run `chatspace setup` again.")
-    changed = asdict(absolute_cluster(resolve_cluster(load_spec(spec_path, overrides))))
-    if not any(text.startswith("slurm.log_dir") for text in overrides):
-        changed["log_dir"] = plan.cluster["log_dir"]
-    changed["max_array_size"] = changed["max_array_size"] or plan.cluster.get("max_array_size")
-    return {**plan.cluster, **changed}
-
-
-def _shards_of(plan: Plan, submission: Submission, index: int) -> Sequence[int]:
-    split = plan.split(str(submission.split))
-    if submission.repair is not None:
-        return read_repair(plan, submission.repair).tasks[index]
-    if submission.offset + index >= len(split.slices):  # the plan was divided anew since
-        return ()
-    slice_ = split.slices[submission.offset + index]
-    return range(slice_.shard_start, slice_.shard_stop)
-
-
-def _failures(path: Path) -> Iterator[str]:
-    """Yields the node of each failed attempt in an event log that may have failed for the node."""
-    node, counted = "", ""
-    for event in read_events(path)[0]:
-        match event:
-            case {"event": "started"}:
-                node = event.get("slurm", {}).get("node") or event.get("host", "")
-                counted = ""
-            case {"event": "failed", "cause": cause}:
-                counted = node
-                if cause in NODE_CAUSES:
-                    yield node
-            case {"event": "ended", "host": str(host), "exit_code": int(code)} if not counted:
-                if cause_of_exit(code, event.get("oom_kills", 0)) in NODE_CAUSES:
-                    yield host
+    before, after = (
+        asdict(absolute_cluster(resolve_cluster(load_spec(spec_path, given))))
+        for given in ([], overrides)
+    )
+    # What setup found on the machine, and where the workspace is now, stands in the plan alone.
+    changed = {key: value for key, value in after.items() if value != before[key]}
+    if "env" in changed:
+        changed["env"] = {**plan.cluster["env"], **changed["env"]}
+    cluster = {**plan.cluster, **changed}
+    if "image" in changed:
+        cluster["image_sha256"] = image_sha256(replace(plan, cluster=cluster), log.info)
+    return cluster

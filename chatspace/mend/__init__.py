@@ -1,0 +1,1 @@
+"""What mends a run that was submitted: resubmit what is missing, cancel what is active."""
