@@ -90,11 +90,14 @@ class Machine:
             "HOME": str(self.home),
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.wheels),
+            "PIP_REQUIRE_VIRTUALENV": "1",  # nothing is ever installed into the tests' own Python
         }
 
-    def create(self, **more: str) -> Run:
+    def create(self, *, recreate: bool = False, **more: str) -> Run:
         package = Package(checkout=None, constraints=self.constraints)
-        text = render_create(self.cluster, package, python=BASE_PYTHON, log_dir=self.folder)
+        text = render_create(
+            self.cluster, package, python=BASE_PYTHON, recreate=recreate, log_dir=self.folder
+        )
         return self.bash(text, **more)
 
     def install(self, *words: str, **more: str) -> Run:
@@ -132,6 +135,25 @@ def equipped(machine: Machine, pattern: Path) -> Machine:
     """A machine whose environment is made."""
     shutil.copytree(pattern, machine.venv, symlinks=True)
     return machine
+
+
+def add_notebooks(venv: Path) -> None:
+    (venv / "notebooks").mkdir()
+    (venv / "notebooks" / "a.ipynb").write_text("work")
+
+
+def make_foreign(venv: Path, python: str) -> None:
+    """Makes an environment as others do, with work of theirs in it."""
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").touch()
+    (venv / "bin" / "python").symlink_to(python)
+    (venv / "share" / "man").mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text(f"home = {Path(python).parent}\n")
+    add_notebooks(venv)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def one_line(run: Run, code: ExitCode) -> str:
@@ -274,18 +296,70 @@ def test_create_with_a_python_that_is_gone_makes_it_anew(equipped: Machine) -> N
     for link in equipped.venv.glob("bin/python*"):
         link.unlink()
         link.symlink_to("/nonexistent/python3")
+    add_notebooks(equipped.venv)
+    done = equipped.create()
+    assert done.returncode == 0, done.stderr
+    assert "making" in done.stdout
+    assert (equipped.venv / "notebooks" / "a.ipynb").read_text() == "work"
+
+
+def test_create_without_its_pyvenv_cfg_makes_it_anew_and_leaves_the_base_python_alone(
+    equipped: Machine,
+) -> None:
+    (equipped.venv / "pyvenv.cfg").unlink()
     done = equipped.create()
     assert done.returncode == 0, done.stderr
     assert "making" in done.stdout
 
 
-def test_create_in_a_folder_of_other_things_is_refused_and_touches_nothing(
-    machine: Machine,
+@pytest.mark.parametrize("python", ["dangling", "working"])
+def test_create_in_an_environment_of_somebody_else_is_refused_and_touches_nothing(
+    machine: Machine, python: str
 ) -> None:
-    machine.venv.mkdir(parents=True)
+    target = "/nonexistent/python3" if python == "dangling" else BASE_PYTHON
+    make_foreign(machine.venv, target)
+    before = listing(machine.venv)
+    line = one_line(machine.create(), ExitCode.ENVIRONMENT)
+    assert "did not make" in line
+    assert "bin, notebooks, pyvenv.cfg, share" in line
+    assert "--recreate" in line
+    assert listing(machine.venv) == before
+
+
+def test_create_with_recreate_replaces_an_environment_and_nothing_else(machine: Machine) -> None:
+    make_foreign(machine.venv, "/nonexistent/python3")
+    other = machine.folder / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (machine.venv / "lib64").symlink_to(other)
+    done = machine.create(recreate=True)
+    assert done.returncode == 0, done.stderr
+    assert machine.activate().exists()
+    assert (other / "kept").exists()
+    assert (machine.venv / "notebooks" / "a.ipynb").read_text() == "work"
+    assert not (machine.venv / "share").exists()
+    assert "keeping" in machine.create().stdout
+
+
+def test_create_with_recreate_replaces_an_environment_of_its_own_that_works(
+    equipped: Machine,
+) -> None:
+    assert equipped.install("extra_attn").returncode == 0
+    done = equipped.create(recreate=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(equipped.venv.glob("lib/python3*/site-packages/extra_attn"))
+
+
+@pytest.mark.parametrize("recreate", [False, True])
+def test_create_in_a_folder_of_other_things_is_refused_and_touches_nothing(
+    machine: Machine, recreate: bool
+) -> None:
+    (machine.venv / "bin").mkdir(parents=True)
     (machine.venv / "thesis.tex").touch()
-    assert "no virtual environment" in one_line(machine.create(), ExitCode.ENVIRONMENT)
-    assert [path.name for path in machine.venv.iterdir()] == ["thesis.tex"]
+    line = one_line(machine.create(recreate=recreate), ExitCode.ENVIRONMENT)
+    assert "no virtual environment" in line
+    assert "holds bin, thesis.tex;" in line
+    assert listing(machine.venv) == ["bin", "thesis.tex"]
 
 
 def test_create_while_another_one_works_is_refused(equipped: Machine) -> None:

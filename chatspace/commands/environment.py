@@ -30,6 +30,9 @@ def create(
         str | None,
         typer.Option("--python", help="Interpreter that it is made from [the image's python3]."),
     ] = None,
+    recreate: Annotated[
+        bool, typer.Option("--recreate", help="Replace the environment that is there.")
+    ] = False,
     submit: Annotated[
         bool, typer.Option("--submit", help="As a SLURM job; its node needs internet.")
     ] = False,
@@ -42,7 +45,9 @@ def create(
     cluster = environment.environment_cluster(Path(spec) if spec else None, set_ or [], profile)
     wanted = [part.strip() for part in (extras or "").split(",") if part.strip()]
     package = environment.this_package(wanted)
-    text = environment.render_create(cluster, package, python=python, log_dir=out.absolute())
+    text = environment.render_create(
+        cluster, package, python=python, recreate=recreate, log_dir=out.absolute()
+    )
     script = environment.write_script(text, out)
     if not submit:
         say(f"running {script}")

@@ -79,7 +79,9 @@ def submit(
         return
     for job in submit_all(done, SlurmScheduler(), again=again):
         what = (
-            f"split {job.split}, {job.count} tasks" if job.split else "gather, when the arrays end"
+            f"split {job.split}, {job.count:,} task{'s' if job.count != 1 else ''}"
+            if job.split
+            else "gather, when the arrays end"
         )
         say(f"job {job.job_id}: {what}")
     folder = Path(done.plan.workspace) / "runs" / done.plan.run_id

@@ -65,7 +65,11 @@ def resubmit(
             f"(not so with --set slurm.exclude_failed_nodes=false)"
         )
     for job in done.submissions:
-        what = f"split {job.split}, {job.count} tasks" if job.split else "gather, when they end"
+        what = (
+            f"split {job.split}, {job.count:,} task{'s' if job.count != 1 else ''}"
+            if job.split
+            else "gather, when they end"
+        )
         say(f"job {job.job_id}: {what}{f', repair {job.repair}' if job.repair else ''}")
 
 

@@ -85,7 +85,12 @@ def environment_cluster(
 
 
 def render_create(
-    cluster: ResolvedCluster, package: Package, *, python: str | None = None, log_dir: Path
+    cluster: ResolvedCluster,
+    package: Package,
+    *,
+    python: str | None = None,
+    recreate: bool = False,
+    log_dir: Path,
 ) -> str:
     """Returns the script that makes the environment, for sbatch and for bash.
 
@@ -93,6 +98,7 @@ def render_create(
         cluster: where; it must name an environment.
         package: what is installed.
         python: interpreter that the environment is made from [`python3`, inside the image].
+        recreate: the environment that is there is replaced, also one that chatspace did not make.
         log_dir: folder of the log, when it is submitted.
 
     Raises:
@@ -109,6 +115,7 @@ def render_create(
         "env.slurm.j2",
         **_common(cluster, "chatspace-env", output, folders),
         python=quote("--python", python) if python else None,
+        recreate=recreate,
         package=quote("package", package.requirement),
         constraints=quote("package", str(package.constraints)),
     )
