@@ -12,12 +12,11 @@ import pytest
 
 from chatspace.errors import SpecError
 from chatspace.jobs.causes import cause_of_exit
+from chatspace.jobs.directives import directive_lines, lanes_of
 from chatspace.jobs.events import read_events
 from chatspace.jobs.render import (
     ArrayJob,
     array_jobs,
-    directive_lines,
-    lanes_of,
     missing_command,
     ranges_text,
     render_array,

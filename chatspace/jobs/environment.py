@@ -12,7 +12,8 @@ from typing import Any
 from chatspace import __version__
 from chatspace.atomic import atomic_write_text
 from chatspace.errors import SpecError, UnfitEnvironmentError
-from chatspace.jobs.render import RENDERED_DIRECTIVES, directive_lines, quote, render_template
+from chatspace.jobs.directives import RENDERED_DIRECTIVES, directive_lines, quote
+from chatspace.jobs.render import render_template
 from chatspace.layout import find_workspace
 from chatspace.resources import checkout, constraints_file
 from chatspace.spec.cluster import ResolvedCluster, resolve_cluster

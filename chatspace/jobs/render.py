@@ -14,6 +14,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chatspace import __version__
 from chatspace.errors import SpecError
+from chatspace.jobs.directives import (
+    directive_lines,
+    extra_directives,
+    gpu_directives,
+    lanes_of,
+    log_path,
+    mail_directives,
+    quote,
+    resource_directives,
+)
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, SplitPlan
@@ -27,22 +37,6 @@ GATHER_TIME_MIN = 60
 DOCTOR_TIME_MIN = 5
 # How the second line of every rendered script begins; setup knows its own scripts by it.
 RENDERED_BY = "# chatspace "
-RENDERED_DIRECTIVES = frozenset(
-    [
-        "array",
-        "job-name",
-        "nodes",
-        "ntasks",
-        "ntasks-per-node",
-        "output",
-        "error",
-        "open-mode",
-        "requeue",
-        "no-requeue",
-        "signal",
-        "wrap",
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +99,14 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
     directives = {
         "job-name": plan.run_id,
         "array": f"0-{job.count - 1}{width}",
-        **_resources(cluster),
-        **_gpus(cluster),
-        "output": _log_path(cluster, plan, "%A_%a"),
+        **resource_directives(cluster),
+        **gpu_directives(cluster),
+        "output": log_path(cluster, plan, "%A_%a"),
         "open-mode": "append",
         "requeue": True,
         **({"signal": f"B:USR1@{cluster['grace_s']}"} if cluster["grace_s"] else {}),
-        **_mail(cluster),
-        **_extra(cluster),
+        **mail_directives(cluster),
+        **extra_directives(cluster),
     }
     if job.exclude:
         given = [str(directives["exclude"])] if "exclude" in directives else []
@@ -127,11 +121,6 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
         lanes=lanes_of(cluster),
         max_requeues=cluster["max_requeues"],
     )
-
-
-def lanes_of(cluster: Mapping[str, Any]) -> int:
-    """Returns how many processes an array task has: one for each GPU on each of its nodes."""
-    return int(cluster.get("nodes", 1)) * max(1, int(cluster["gpus_per_task"]))
 
 
 def repair_name(number: int) -> str:
@@ -173,11 +162,11 @@ def render_gather(plan: Plan) -> str:
     cluster = {**plan.cluster, **lean, "nodes": 1, "gpus_per_task": 0}
     directives = {
         "job-name": f"{plan.run_id}-gather",
-        **_resources(cluster),
-        "output": _log_path(cluster, plan, "%j"),
+        **resource_directives(cluster),
+        "output": log_path(cluster, plan, "%j"),
         "open-mode": "append",
-        **_mail(cluster),
-        **_extra(cluster),
+        **mail_directives(cluster),
+        **extra_directives(cluster),
     }
     return render_template("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
 
@@ -198,12 +187,11 @@ def render_probe(plan: Plan, plan_path: Path, *, seconds: float, time_min: int) 
     cluster = {**plan.cluster, "gpus_per_task": gpus, "nodes": 1, "time": str(time_min)}
     directives = {
         "job-name": f"{plan.run_id}-probe",
-        **_resources(cluster),
-        **_processes(cluster),
-        **_gpus(cluster),
-        "output": _log_path(cluster, plan, "probe-%j"),
+        **resource_directives(cluster),
+        **gpu_directives(cluster),
+        "output": log_path(cluster, plan, "probe-%j"),
         "open-mode": "append",
-        **_extra(cluster),
+        **extra_directives(cluster),
     }
     return render_template(
         "probe.slurm.j2",
@@ -227,13 +215,13 @@ def render_doctor(plan: Plan, folder: Path) -> str:
     cluster = {**plan.cluster, "nodes": 1, "time": str(min(DOCTOR_TIME_MIN, limit or sys.maxsize))}
     directives = {
         "job-name": f"{plan.run_id}-doctor",
-        **_resources(cluster),
+        **resource_directives(cluster),
         "ntasks": 1,
         "ntasks-per-node": None,
-        **_gpus(cluster),
+        **gpu_directives(cluster),
         "output": f"{str(folder).replace('%', '%%')}/job.out",
         "no-requeue": True,
-        **_extra(cluster),
+        **extra_directives(cluster),
     }
     return render_template(
         "doctor.slurm.j2",
@@ -243,31 +231,6 @@ def render_doctor(plan: Plan, folder: Path) -> str:
         },
         folder=quote("workspace", str(folder)),
     )
-
-
-def directive_lines(directives: Mapping[str, Any]) -> list[str]:
-    """Returns `#SBATCH` lines; True gives a flag, False and None give nothing, 0 stays."""
-    lines = []
-    for key, value in directives.items():
-        if value is None or value is False:
-            continue
-        text = "" if value is True else f"={quote(f'slurm.{key}', str(value))}"
-        lines.append(f"#SBATCH --{key}{text}")
-    return lines
-
-
-def quote(field: str, value: str) -> str:
-    """Returns `value` quoted for the shell and for sbatch's own parsing.
-
-    Raises:
-        SpecError: the value has a line break or another control character.
-    """
-    if re.search(r"[\x00-\x1f\x7f]", value):
-        raise SpecError(
-            f"Value cannot stand in a batch script: {field}={value!r}; control characters and line "
-            f"breaks are not allowed. Choose another value."
-        )
-    return shlex.quote(value)
 
 
 def missing_command(plan: Plan, split: SplitPlan, slices: Iterable[int]) -> str:
@@ -329,54 +292,6 @@ def container_binds(plan: Plan) -> list[str]:
     covered = [*folders, *sources]
     outer = [p for p in folders if not any(q in p.parents for q in covered) and p not in sources]
     return [*map(str, outer), *given]
-
-
-def _resources(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "partition": cluster["partition"],
-        "account": cluster["account"],
-        "qos": cluster["qos"],
-        "constraint": cluster["constraint"],
-        "time": cluster["time"],
-        **_processes(cluster),
-        "cpus-per-task": cluster["cpus_per_task"],
-        "mem": f"{cluster['mem_gb']}G" if cluster["mem_gb"] else None,
-    }
-
-
-def _processes(cluster: Mapping[str, Any]) -> dict[str, int]:
-    nodes, lanes = cluster.get("nodes", 1), lanes_of(cluster)
-    return {"nodes": nodes, "ntasks" if lanes == 1 else "ntasks-per-node": lanes // nodes}
-
-
-def _gpus(cluster: Mapping[str, Any]) -> dict[str, str]:
-    count, style = cluster["gpus_per_task"], cluster["gpu_directive"]
-    if not count or style == "none":
-        return {}
-    if style == "gpus-per-task":  # SLURM's task is one process, and each has one GPU
-        count = 1
-    amount = f"{cluster['gpu_type']}:{count}" if cluster["gpu_type"] else str(count)
-    return {"gres": f"gpu:{amount}"} if style == "gres" else {"gpus-per-task": amount}
-
-
-def _mail(cluster: Mapping[str, Any]) -> dict[str, str]:
-    return {"mail-user": cluster["mail"], "mail-type": "END,FAIL"} if cluster["mail"] else {}
-
-
-def _extra(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    for key in cluster["extra"]:
-        if key in RENDERED_DIRECTIVES:
-            raise SpecError(
-                f"Directive is set by chatspace itself: slurm.extra.{key}; it cannot be replaced. "
-                f"Remove it."
-            )
-    return dict(cluster["extra"])
-
-
-def _log_path(cluster: Mapping[str, Any], plan: Plan, number: str) -> str:
-    # sbatch replaces %-patterns in the folder too, unless they are doubled.
-    folder = cluster["log_dir"].replace("%", "%%")
-    return f"{folder}/{plan.run_id}-{number}.out"
 
 
 def _common(plan: Plan, directives: Mapping[str, Any]) -> dict[str, Any]:

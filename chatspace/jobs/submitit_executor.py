@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from chatspace.errors import ExitCode, InterruptedRun, UnfitEnvironmentError
+from chatspace.jobs.directives import lanes_of, quote
 from chatspace.jobs.local import SliceFailed, slices_of, task_command
-from chatspace.jobs.render import container_command, lanes_of, quote, task_environment
+from chatspace.jobs.render import container_command, task_environment
 from chatspace.jobs.submissions import Submission, local_job_id, record_submission
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan

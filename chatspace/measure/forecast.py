@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatspace.jobs.render import lanes_of
+from chatspace.jobs.directives import lanes_of
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.slicing import fewest_slices, make_slices, shard_text_bytes
 from chatspace.spec.slurm import walltime_s

@@ -17,7 +17,7 @@ from typing import Any
 
 from chatspace.atomic import atomic_write_text
 from chatspace.errors import IncompleteError
-from chatspace.jobs.render import lanes_of
+from chatspace.jobs.directives import lanes_of
 from chatspace.jobs.submissions import read_submissions
 from chatspace.layout import Layout, path_component
 from chatspace.measure.accounting import Accounting, JobRecord, SlurmAccounting

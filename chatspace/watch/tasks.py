@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatspace.errors import InputError
-from chatspace.jobs.render import array_jobs, lanes_of, repair_name
+from chatspace.jobs.directives import lanes_of
+from chatspace.jobs.render import array_jobs, repair_name
 from chatspace.jobs.repair import read_repair
 from chatspace.jobs.submissions import Submission
 from chatspace.layout import path_component
