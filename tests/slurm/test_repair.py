@@ -38,7 +38,7 @@ def test_resubmit_regroups_what_is_missing_and_leaves_alone_what_is_active(
 ) -> None:
     user = project(rows=400)
     user.write_spec(slices={"count": 5}, slurm={"array_parallelism": 1})
-    array, gather = job_ids(user.chatspace("submit", "spec.yaml"))
+    array, gather = job_ids(user.chatspace("submit", "spec.yaml", "--no-doctor"))
     run = the_run(user)
     subprocess.run(["scancel", f"{array}_[2-4]", gather], env=slurm, check=True, timeout=30)
     said = user.chatspace("resubmit", str(run.folder), "--max-tasks", "2")
@@ -63,7 +63,7 @@ def test_resubmit_beside_running_tasks_shares_the_work_and_does_no_shard_twice(
 ) -> None:
     user = project(rows=6000)
     user.write_spec(slices={"count": 1}, output={"rows_per_shard": 100})
-    array, _ = job_ids(user.chatspace("submit", "spec.yaml"))
+    array, _ = job_ids(user.chatspace("submit", "spec.yaml", "--no-doctor"))
     run = the_run(user)
     said = user.chatspace("resubmit", str(run.folder), "--share", "--max-tasks", "3")
     repair, gather = job_ids(said)
@@ -86,7 +86,7 @@ def test_cancel_ends_every_job_of_the_run_and_resubmit_does_the_rest(
 ) -> None:
     user = project(rows=200)
     user.write_spec(slices={"count": 4}, slurm={"array_parallelism": 1})
-    jobs = job_ids(user.chatspace("submit", "spec.yaml"))
+    jobs = job_ids(user.chatspace("submit", "spec.yaml", "--no-doctor"))
     run = the_run(user)
     said = user.chatspace("cancel", str(run.folder))
     assert all(job in said for job in jobs)

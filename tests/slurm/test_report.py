@@ -52,7 +52,7 @@ def test_probe_as_a_job_is_taken_by_setup_and_compared_by_report(
 
     (run,) = (p.parent for p in (here.folder / "ws" / "runs").glob("*/plan.json"))
     assert run != folder  # its token budget is a part of what it is
-    here.chatspace("submit", str(run))
+    here.chatspace("submit", str(run), "--no-doctor")
     jobs = submitted(run)
     states = wait_for_jobs(jobs, JOBS_TIMEOUT_S, here.env)
     assert set(states.values()) == {"COMPLETED"}, here.logs()
@@ -73,7 +73,7 @@ def test_probe_as_a_job_is_taken_by_setup_and_compared_by_report(
 def test_report_counts_a_requeued_element_once_as_wasted(project: Callable[..., Project]) -> None:
     here = project("requeued", rows=6000)
     here.write_spec(output={"rows_per_shard": 50}, slices={"count": 1})
-    here.chatspace("submit", "spec.yaml")
+    here.chatspace("submit", "spec.yaml", "--no-doctor")
     (run,) = (here.folder / "ws" / "runs").iterdir()
     array, gather = submitted(run)
     wait_for_shard(run)
@@ -94,7 +94,7 @@ def test_report_without_accounting_has_the_tasks_own_figures(
 ) -> None:
     here = project("alone", rows=400)
     here.write_spec(slices={"count": 1})
-    here.chatspace("submit", "spec.yaml")
+    here.chatspace("submit", "spec.yaml", "--no-doctor")
     (run,) = (here.folder / "ws" / "runs").iterdir()
     wait_for_jobs(submitted(run), JOBS_TIMEOUT_S, here.env)
     blind = tmp_path / "bin"

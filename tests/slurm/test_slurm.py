@@ -95,7 +95,7 @@ def test_gather_job_behind_a_cancelled_task_fails_and_says_what_is_missing(
 ) -> None:
     user = project(rows=120)
     user.write_spec(slices={"count": 3}, slurm={"array_parallelism": 1})
-    said = user.chatspace("submit", "spec.yaml")
+    said = user.chatspace("submit", "spec.yaml", "--no-doctor")
     array, gather = (line.split()[1].rstrip(":") for line in said.splitlines() if "job " in line)
     subprocess.run(["scancel", f"{array}_2"], env=slurm, check=True, timeout=30)
     states = wait_for_jobs([array, gather], JOBS_TIMEOUT_S, slurm)
@@ -283,7 +283,7 @@ def test_submit_twice_while_jobs_are_active_is_refused(
 ) -> None:
     user = project(rows=10)
     user.write_spec(slurm={"extra": {"begin": "now+1hour"}})
-    said = user.chatspace("submit", "spec.yaml")
+    said = user.chatspace("submit", "spec.yaml", "--no-doctor")
     jobs = [line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("job ")]
     try:
         assert f"scancel {' '.join(jobs)}" in user.chatspace("submit", "spec.yaml", code=4)
@@ -298,7 +298,7 @@ def test_array_above_the_limit_is_submitted_in_windows_of_one_run(
     profile = tmp_path / "small.yaml"
     profile.write_text("name: small\nmax_array_size: 2\ngpus_per_task: 0\ngpu_directive: none\n")
     user.write_spec(slices={"count": 3}, slurm={"profile": str(profile)})
-    said = user.chatspace("submit", "spec.yaml")
+    said = user.chatspace("submit", "spec.yaml", "--no-doctor")
     jobs = [line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("job ")]
     states = wait_for_jobs(jobs, JOBS_TIMEOUT_S, slurm)
     first, second, gather = jobs

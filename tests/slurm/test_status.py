@@ -32,7 +32,7 @@ def the_run(user: Project) -> Run:
 
 def submit(user: Project) -> tuple[str, str]:
     """Submits the spec and returns the ids of the array and of the gather job."""
-    said = user.chatspace("submit", "spec.yaml")
+    said = user.chatspace("submit", "spec.yaml", "--no-doctor")
     array, gather = (line.split()[1].rstrip(":") for line in said.splitlines() if "job " in line)
     return array, gather
 
