@@ -131,6 +131,7 @@ class _Task:
         path = run.event_log(part.split.name, part.event_log)
         self.events = EventLog(path, attempt_name(lane))
         self.stop = StopRequest()
+        self.signals = SignalStop(self.stop, float(plan.cluster.get("grace_s", 120)))
         self.manifest = TaskManifest.open(
             run.task_manifest(part.split.name, part.manifest),
             plan.owner(part.split),
@@ -207,12 +208,11 @@ class _Task:
         ]
 
     def _run_kind(self, todo: Sequence[ShardSpan]) -> SliceOutcome:
-        signals = SignalStop(self.stop, float(self.plan.cluster.get("grace_s", 120)))
-        signals.install()
+        self.signals.install()
         started = time.monotonic()
 
         def report(progress: Progress) -> None:
-            signals.rows_flow = signals.rows_flow or progress.stage == "embedding"
+            self.signals.rows_flow = self.signals.rows_flow or progress.stage == "embedding"
             elapsed_s = round(time.monotonic() - started, 3)
             self.events.write("progress", elapsed_s=elapsed_s, **asdict(progress))
 
@@ -237,6 +237,7 @@ class _Task:
     def _commit(
         self, span: ShardSpan, table: pa.Table, *, skipped: dict[str, int], truncated: int
     ) -> ShardRecord:
+        self.signals.rows_flow = True  # the first report may be later than the first shard
         record = self.store.commit(span, table, skipped=skipped, truncated=truncated)
         self.claims.release(span)
         self.manifest.record(record)
