@@ -20,6 +20,7 @@ from chatspace.mend.bad_nodes import failed_nodes
 from chatspace.mend.cancel import cancel
 from chatspace.mend.resubmit import missing_shards, resubmit
 from chatspace.plan.model import Plan
+from chatspace.plan.store import load_plan
 from tests.conftest import SpecMaker
 from tests.plans import plan_of, split_plan
 from tests.test_exactly_once import digests, plan_path, run_all
@@ -246,6 +247,15 @@ def test_divide_with_fewer_tasks_than_splits_is_refused() -> None:
     plan = plan_of("/ws", (split_plan("train"), split_plan("test")))
     with pytest.raises(SpecError, match="Allow at least 2"):
         divide(plan, {"train": [0], "test": [1]}, 1)
+
+
+def test_read_repair_of_a_moved_workspace_has_the_paths_of_now(plan: Plan, tmp_path: Path) -> None:
+    inside = f"{plan.workspace}/logs"
+    resubmit(plan, FakeScheduler(), overrides=[f"slurm.log_dir={inside}"])
+    assert read_repair(plan, 1).cluster["log_dir"] == inside
+    Path(plan.workspace).rename(tmp_path / "elsewhere")
+    path = tmp_path / "elsewhere" / "runs" / plan.run_id / "plan.json"
+    assert read_repair(load_plan(path), 1).cluster["log_dir"] == str(tmp_path / "elsewhere/logs")
 
 
 def test_two_repairs_at_once_get_numbers_of_their_own(plan: Plan) -> None:

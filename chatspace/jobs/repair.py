@@ -26,7 +26,7 @@ from chatspace.kinds import KINDS
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.slicing import make_slices, shard_text_bytes
-from chatspace.plan.store import load_plan
+from chatspace.plan.store import load_plan, moved
 from chatspace.shards.store import utc_now
 
 
@@ -38,6 +38,7 @@ class Repair:
         number: 1 for the first of the run; 0 as long as it is not written.
         tasks: indexes of the shards of each array task.
         exclude: nodes that it does not run on.
+        workspace: where the run was when the repair was written.
         cluster: SLURM and container settings, where they differ from the plan's.
     """
 
@@ -48,6 +49,7 @@ class Repair:
     created_at: str = field(default_factory=utc_now)
     tasks: tuple[tuple[int, ...], ...]
     exclude: tuple[str, ...] = ()
+    workspace: str
     cluster: dict[str, Any]
 
 
@@ -135,7 +137,8 @@ def read_repair(plan: Plan, number: int) -> Repair:
         ) from None
     if repair.plan_sha256 != plan.plan_sha256:
         raise InputError(f"Repair of another plan: {path}. Run `chatspace resubmit` again.")
-    return repair
+    cluster = moved(repair.cluster, repair.workspace, plan.workspace)
+    return replace(repair, cluster=cluster, workspace=plan.workspace)
 
 
 def run_repair_task(plan_path: Path, number: int, index: int, *, lanes: int = 1) -> None:

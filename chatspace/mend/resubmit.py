@@ -88,6 +88,7 @@ def resubmit(
                 split=split,
                 tasks=tasks,
                 exclude=tuple(excluded),
+                workspace=plan.workspace,
                 cluster=cluster,
             )
             for split, tasks in divide(plan, todo, max_tasks).items()

@@ -65,14 +65,14 @@ def _at_home(plan: Plan, path: Path) -> Plan:
     splits = tuple(
         replace(
             split,
-            files=tuple(replace(f, path=_moved(f.path, old, new)) for f in split.files),
+            files=tuple(replace(f, path=moved(f.path, old, new)) for f in split.files),
         )
         for split in plan.splits
     )
     # Not the spec and not the model's name: they stand in the rows, which a move must not change.
-    model = {**plan.model, "path": _moved(plan.model.get("path"), old, new)}
+    model = {**plan.model, "path": moved(plan.model.get("path"), old, new)}
     return replace(
-        plan, workspace=new, splits=splits, model=model, cluster=_moved(plan.cluster, old, new)
+        plan, workspace=new, splits=splits, model=model, cluster=moved(plan.cluster, old, new)
     )
 
 
@@ -83,14 +83,14 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
+def moved(value: Any, old: str, new: str) -> Any:
     """Returns paths in or below the folder `old` as they are below `new`, and all else as it is."""
     if isinstance(value, str):
         rest = value.removeprefix(old)
         inside = rest != value and rest[:1] in ("", "/", ":")  # the colon of a bind mount
         return new + rest if inside else value
     if isinstance(value, dict):
-        return {key: _moved(inner, old, new) for key, inner in value.items()}
+        return {key: moved(inner, old, new) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_moved(inner, old, new) for inner in value]
+        return [moved(inner, old, new) for inner in value]
     return value
