@@ -17,7 +17,7 @@ from chatspace.mend.resubmit import Resubmitted, resubmit
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.watch.completeness import is_complete
 from chatspace.watch.live_status import live_status
-from chatspace.watch.logs import find_task, last_lines, newest_logs
+from chatspace.watch.logs import find_task, log_lines
 from chatspace.watch.status import FAILED_STATES, RunStatus, run_status, task_statuses
 from chatspace.watch.status_html import status_html
 from chatspace.watch.waiting import glance, wait_until_complete
@@ -165,13 +165,9 @@ class Run:
         else:
             found, element = find_task(self.plan, statuses, str(task))
             chosen = [found]
-        parts = []
-        for status in chosen:
-            head = f"{status.task.label}: {status.state}"
-            paths = newest_logs(self.plan, status, element)
-            parts += [
-                "\n".join([f"==> {head}: {path} <==", *last_lines(path, lines)]) for path in paths
-            ] or [f"==> {head}: no log <=="]
+        parts = [
+            line for status in chosen for line in log_lines(self.plan, status, element, lines=lines)
+        ]
         return "\n".join(parts) or "no failed tasks"
 
     def manifest(self, split: str | None = None) -> dict[str, Any]:

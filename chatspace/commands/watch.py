@@ -180,18 +180,11 @@ def _list_logs(plan: Plan, statuses: Sequence[TaskStatus]) -> None:
 
 
 def _show_log(plan: Plan, found: TaskStatus, element: str | None, lines: int | None) -> None:
-    from chatspace.watch.logs import last_lines, newest_logs
+    from chatspace.watch.logs import log_lines
     from chatspace.watch.status_view import shown_path
 
-    paths = newest_logs(plan, found, element)
-    for path in paths:
-        say(f"==> {found.task.label}: {found.state}: {shown_path(path)} <==")
-        if lines is None:
-            say(path.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
-        else:
-            say("\n".join(last_lines(path, lines)))
-    if not paths:
-        say(f"==> {found.task.label}: {found.state}: no log <==")
+    for line in log_lines(plan, found, element, lines=lines, shown=shown_path):
+        say(line)
 
 
 def _follow(plan: Plan, statuses: Sequence[TaskStatus], element: str | None, lines: int) -> None:

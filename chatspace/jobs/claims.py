@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatspace.jobs.processes import pid_namespace, start_time
 from chatspace.plan.work import StopRequest
 from chatspace.shards.records import ShardSpan
 
@@ -213,8 +214,8 @@ class Claims:
             "attempt": self._attempt,
             "host": platform.node(),
             "pid": os.getpid(),
-            "pid_namespace": _pid_namespace(),
-            "started": _start_time(os.getpid()),
+            "pid_namespace": pid_namespace(),
+            "started": start_time(os.getpid()),
             "beat": f"{self._beat:08d}",  # the same length each time: no remnant of a longer one
         }
         os.pwrite(descriptor, json.dumps(facts).encode() + b"\n", 0)
@@ -248,28 +249,8 @@ def _is_earlier(theirs: str, ours: str) -> bool:
 
 def _has_ended(owner: dict[str, Any]) -> bool:
     """Tells whether a claim's owner is a process of this host that is there no more."""
-    here = (platform.node(), _pid_namespace())
-    if _pid_namespace() is None or (owner.get("host"), owner.get("pid_namespace")) != here:
+    here = (platform.node(), pid_namespace())
+    if pid_namespace() is None or (owner.get("host"), owner.get("pid_namespace")) != here:
         return False
     pid = owner.get("pid")
-    return not isinstance(pid, int) or _start_time(pid) != owner.get("started")
-
-
-def _pid_namespace() -> str | None:
-    """Returns where process ids have their meaning: a container may have ids of its own."""
-    try:
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  # no path, a name
-    except OSError:
-        return None
-
-
-def _start_time(pid: int) -> int | None:
-    """Returns when a process started, in clock ticks since boot, None if there is none.
-
-    Source: field 22 of /proc/pid/stat, https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if stat[0] == "Z" else int(stat[19])
+    return not isinstance(pid, int) or start_time(pid) != owner.get("started")

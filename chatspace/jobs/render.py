@@ -97,7 +97,7 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
     cluster, split = plan.cluster, plan.split(job.split)
     width = f"%{cluster['array_parallelism']}" if cluster["array_parallelism"] else ""
     directives = {
-        "job-name": plan.run_id,
+        "job-name": job_names(plan)[0],
         "array": f"0-{job.count - 1}{width}",
         **resource_directives(cluster),
         **gpu_directives(cluster),
@@ -121,6 +121,11 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
         lanes=lanes_of(cluster),
         max_requeues=cluster["max_requeues"],
     )
+
+
+def job_names(plan: Plan) -> tuple[str, str]:
+    """Returns the names of a run's array jobs, and of its gather job."""
+    return plan.run_id, f"{plan.run_id}-gather"
 
 
 def repair_name(number: int) -> str:
@@ -161,7 +166,7 @@ def render_gather(plan: Plan) -> str:
     lean = {"constraint": None, "time": time, "mem_gb": 4, "cpus_per_task": 2, "nv": False}
     cluster = {**plan.cluster, **lean, "nodes": 1, "gpus_per_task": 0}
     directives = {
-        "job-name": f"{plan.run_id}-gather",
+        "job-name": job_names(plan)[1],
         **resource_directives(cluster),
         "output": log_path(cluster, plan, "%j"),
         "open-mode": "append",

@@ -12,7 +12,7 @@ from pathlib import Path
 from chatspace.atomic import output_error
 from chatspace.errors import OutputError, UnfitEnvironmentError
 from chatspace.jobs.processes import is_alive
-from chatspace.jobs.render import ArrayJob
+from chatspace.jobs.render import ArrayJob, job_names
 from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler, look
 from chatspace.jobs.setup import GATHER_SCRIPT, SetUp
 from chatspace.layout import Layout
@@ -142,7 +142,7 @@ def active_jobs(plan: Plan, scheduler: Scheduler) -> list[str]:
     """
     submissions = read_submissions(plan)
     ids = slurm_ids(submissions)
-    snapshot = look(scheduler, ids, (plan.run_id, f"{plan.run_id}-gather"))
+    snapshot = look(scheduler, ids, job_names(plan))
     if ids and not snapshot.answered:
         raise unanswered()
     queued = {k.split("_")[0] for k, state in snapshot.states.items() if state in ACTIVE_STATES}

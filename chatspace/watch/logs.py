@@ -131,6 +131,35 @@ def _on_record(
     ]
 
 
+def log_lines(
+    plan: Plan,
+    status: TaskStatus,
+    element: str | None = None,
+    *,
+    lines: int | None,
+    shown: Callable[[Path], str] = str,
+) -> Iterator[str]:
+    """Yields the log of a task, each file below a line that names it.
+
+    Args:
+        plan: the run.
+        status: the task.
+        element: another SLURM id of it, for the log of that one.
+        lines: how many of the last lines of each file; None for all.
+        shown: how paths are written.
+    """
+    head = f"{status.task.label}: {status.state}"
+    paths = newest_logs(plan, status, element)
+    for path in paths:
+        yield f"==> {head}: {shown(path)} <=="
+        if lines is None:
+            yield path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        else:
+            yield from last_lines(path, lines)
+    if not paths:
+        yield f"==> {head}: no log <=="
+
+
 def last_lines(path: Path, n: int) -> list[str]:
     """Returns the last `n` lines of a file; only its end is read."""
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatspace.jobs.causes import CAUSES
+from chatspace.jobs.render import job_names
 from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler, SlurmScheduler, Snapshot, look
 from chatspace.jobs.submissions import Submission, read_submissions, slurm_ids
 from chatspace.layout import Layout
@@ -157,10 +158,6 @@ class Seen:
         attempts = (SLURM_ATTEMPT.match(tail.attempt or "") for tail in (self.tails or {}).values())
         return {match[1] for match in attempts if match} | set(slurm_ids(self.submissions))
 
-    def job_names(self) -> tuple[str, str]:
-        """Returns the names of its jobs, by which those that were submitted by hand are found."""
-        return self.plan.run_id, f"{self.plan.run_id}-gather"
-
 
 def run_status(plan: Plan, *, scheduler: Scheduler | None = None) -> RunStatus:
     """Looks at a run.
@@ -197,7 +194,7 @@ def see(plan: Plan, *, briefly: bool = False) -> Seen:
 def ask(runs: Sequence[Seen], scheduler: Scheduler | None) -> Snapshot | None:
     """Asks SLURM once for several runs; None where it has nothing to do with them."""
     ids: Collection[str] = sorted({job for seen in runs for job in seen.slurm_jobs()}, key=int)
-    names = {name for seen in runs for name in seen.job_names()}
+    names = {name for seen in runs for name in job_names(seen.plan)}
     # Jobs that were submitted by hand and have not begun are known to the queue alone.
     scheduler = scheduler or SlurmScheduler()
     by_hand = isinstance(scheduler, SlurmScheduler) and any(not _is_local(seen) for seen in runs)
@@ -211,7 +208,7 @@ def status_of(seen: Seen, slurm: Snapshot | None) -> RunStatus:
     counts = Counter(status.state for status in found)
     ids = seen.slurm_jobs()
     snapshot = slurm or Snapshot()
-    ids |= {job for job, name in snapshot.names.items() if name in seen.job_names()}
+    ids |= {job for job, name in snapshot.names.items() if name in job_names(seen.plan)}
     jobs = Counter(
         state for element, state in snapshot.states.items() if element.partition("_")[0] in ids
     )
@@ -333,7 +330,7 @@ def _gather(seen: Seen, slurm: Snapshot) -> str:
     if all(extent.is_gathered for extent in seen.extents):
         return "published"
     on_record = [s.job_id for s in seen.submissions if s.split is None]
-    by_hand = [job for job, name in slurm.names.items() if name == seen.job_names()[1]]
+    by_hand = [job for job, name in slurm.names.items() if name == job_names(seen.plan)[1]]
     states = [slurm.states[job] for job in [*by_hand, *on_record] if job in slurm.states]
     if not states:
         return "not yet"
