@@ -280,6 +280,7 @@ def test_run_status_repair_takes_over_what_failed(plan: Plan) -> None:
     write_repair(
         plan,
         Repair(
+            workspace=plan.workspace,
             plan_sha256=plan.plan_sha256,
             split="train",
             tasks=((0, 1), (2, 3)),
