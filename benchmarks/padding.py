@@ -24,7 +24,7 @@ from chatspace.hf_embed.bucketing import Batch, Buckets, Budget, plan_batches, p
 from chatspace.hf_embed.device import CPU_TOKENS_PER_BATCH, GPU_TOKENS_PER_BATCH
 from chatspace.hf_embed.loading import TRIM_TO
 from chatspace.hf_embed.spec import EncodeSection
-from chatspace.spec.base import OutputSection
+from chatspace.spec.output import OutputSection
 
 Lengths = npt.NDArray[np.int64]
 Count = Callable[[Lengths], int]

@@ -20,7 +20,7 @@ from chatspace.data.inventory import inventory
 from chatspace.data.rows import PreparedRows, SplitReader
 from chatspace.errors import InputError
 from chatspace.shards.records import ShardSpan
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 
 HOSTILE = [
     "emoji 🧑🏽‍🚀",

@@ -5,7 +5,7 @@ import pytest
 
 from chatspace.data.sources import find_files, natural_order
 from chatspace.errors import InputError, SpecError
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 
 
 def fill(folder: Path, *names: str) -> Path:

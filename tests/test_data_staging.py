@@ -18,7 +18,7 @@ from chatspace.data import hub, staging
 from chatspace.data.inventory import check_unique_ids, inventory
 from chatspace.data.staging import StagedSplit, stage_split
 from chatspace.errors import InputError, OutputError, SpecError
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 
 
 @pytest.fixture
@@ -477,7 +477,7 @@ def test_stage_hub_without_network_fails_soon_and_quietly(
         "from pathlib import Path\n"
         "from chatspace.data.staging import stage_split\n"
         "from chatspace.errors import InputError\n"
-        "from chatspace.spec.base import DatasetSection\n"
+        "from chatspace.spec.dataset import DatasetSection\n"
         f"dataset = DatasetSection(source='huggingface', name='org/x', revision={revision!r})\n"
         "try:\n"
         f"    stage_split(dataset, 'train', Path({str(workspace)!r}), 'x')\n"

@@ -16,8 +16,8 @@ from chatspace.layout import Layout
 from chatspace.plan.build import build_plan, dataset_label
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan, save_plan
-from chatspace.spec.base import DatasetSection
 from chatspace.spec.cluster import resolve_cluster
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.loading import spec_from_mapping
 from tests.conftest import texts, write_parquet
 from tests.shards import STRANGER, commit, store_at

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from chatspace.data.inputs import InputFile
 from chatspace.data.parquet import check_column, check_text_column, open_parquet, reading
 from chatspace.errors import InputError
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 
 # A batch holds about this much text, so that rows of 1 MB do not fill the memory.

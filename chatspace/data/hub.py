@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from chatspace.data.tables import Table
 from chatspace.errors import InputError, SpecError
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

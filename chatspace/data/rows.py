@@ -18,7 +18,7 @@ from chatspace.data.inventory import id_strings
 from chatspace.data.jsonable import json_objects, python_values
 from chatspace.errors import InputError
 from chatspace.shards.records import ShardSpan
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 
 _INVALID = object()
 

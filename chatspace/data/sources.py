@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chatspace.data.parquet import reading
 from chatspace.errors import InputError, SpecError
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
 from chatspace.spec.problems import nearest

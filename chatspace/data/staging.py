@@ -30,7 +30,7 @@ from chatspace.data.sources import find_files
 from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl, row_place
 from chatspace.errors import InputError, OutputError
 from chatspace.layout import Layout, split_label
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.plan.work import SliceOutcome, SliceWork, StageTimes
 from chatspace.shards.table import Vectors, embedding_table
-from chatspace.spec.base import DatasetSection, OutputSection
+from chatspace.spec.dataset import DatasetSection
+from chatspace.spec.output import OutputSection
 
 STAGES = ("loader", "encoder", "writer")
 

@@ -39,7 +39,7 @@ from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import ShardStore, utc_now
-from chatspace.spec.base import DatasetSection
+from chatspace.spec.dataset import DatasetSection
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,9 @@ from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.slicing import make_slices, shard_text_bytes, slice_count
 from chatspace.plan.store import load_plan
 from chatspace.shards.store import first_foreign_shard
-from chatspace.spec.base import DatasetSection, RunSpec
+from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import ResolvedCluster
+from chatspace.spec.dataset import DatasetSection
 
 SCHEMA_VERSION = 1
 ROWS_WORTH_A_NOTE = 1_000_000
