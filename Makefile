@@ -4,6 +4,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+# Tests of one SLURM cluster stay in one process, and wait much; so there may be more than cores.
+TEST_WORKERS ?= 3
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint system faults clean
@@ -12,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/chatspace demo
 
 test: $(VENV)/.dev lint system
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 faults: $(VENV)/.dev system
 	$(BIN)/python benchmarks/faults.py $(FAULTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("CHATSPACE_WORKSPACE", None)
 
 WORDS = ["slurm", "array", "shard", "slice", "encoder", "vector", "token", "gather", "plan"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run in several processes, those of one SLURM cluster share one of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            version = re.search(r"^tests/slurm/.*\[(debian|newer)\b", nodeid)
+            return version[1] if version else nodeid
+
+    return ByCluster(config, log)
 
 
 @pytest.fixture(scope="session")

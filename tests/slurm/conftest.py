@@ -22,10 +22,10 @@ VERSIONS = ("debian", "newer")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs what is marked `slurm_versions` on both SLURMs, one after the other."""
+    """Runs everything on both SLURMs, but for what is marked `one_slurm`."""
     if "slurm" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker("slurm_versions") is not None
-        versions = VERSIONS if marked else VERSIONS[:1]
+        is_one = metafunc.definition.get_closest_marker("one_slurm") is not None
+        versions = VERSIONS[:1] if is_one else VERSIONS
         metafunc.parametrize("slurm", versions, indirect=True, scope="session")
 
 

@@ -44,7 +44,6 @@ def container_section(sif: Path) -> dict[str, Any]:
     return {"image": str(sif), "venv": str(venv), "binds": binds}
 
 
-@pytest.mark.slurm_versions
 def test_doctor_node_looks_at_a_compute_node_and_leaves_nothing(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -73,6 +72,7 @@ def test_doctor_node_looks_inside_the_image(
 
 
 @pytest.mark.container
+@pytest.mark.one_slurm
 @pytest.mark.parametrize(
     ("section", "check", "words"),
     [
@@ -114,7 +114,6 @@ def test_doctor_node_sees_that_the_gpu_has_no_driver(
     assert found["node workspace"]["state"] == "pass"
 
 
-@pytest.mark.slurm_versions
 @pytest.mark.parametrize(
     ("slurm_section", "words"),
     [
@@ -136,7 +135,6 @@ def test_doctor_of_values_that_slurm_refuses_fails_with_its_words(
     assert found["job"]["next_step"]
 
 
-@pytest.mark.slurm_versions
 def test_doctor_node_waits_no_longer_than_it_was_told_and_cancels(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -148,7 +146,6 @@ def test_doctor_node_waits_no_longer_than_it_was_told_and_cancels(
     assert in_the_queue("waiting", slurm) == ""
 
 
-@pytest.mark.slurm_versions
 def test_doctor_node_of_a_job_that_dies_says_what_it_said_last(
     project: MakeProject, slurm: dict[str, str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from tests.slurm.cluster import CONTAINER, sbatch, wait_for_jobs
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.one_slurm,
     pytest.mark.container,
     pytest.mark.slow,
     pytest.mark.timeout(900),

@@ -71,7 +71,6 @@ def most_at_once(job: str, env: dict[str, str]) -> int:
     return max(sum(a <= start < b for a, b in spans) for start, _ in spans)
 
 
-@pytest.mark.slurm_versions
 def test_submit_two_splits_gathers_behind_both_arrays(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -89,7 +88,6 @@ def test_submit_two_splits_gathers_behind_both_arrays(
     assert f"{jobs[0]}_0" in {a["attempt"].split(".")[0] for a in run.manifest("train")["tasks"]}
 
 
-@pytest.mark.slurm_versions
 def test_gather_job_behind_a_cancelled_task_fails_and_says_what_is_missing(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -112,7 +110,6 @@ def test_gather_job_behind_a_cancelled_task_fails_and_says_what_is_missing(
     assert run.manifest()["rows_embedded"] == 120
 
 
-@pytest.mark.slurm_versions
 def test_task_signalled_before_its_walltime_is_requeued_alone_and_finishes(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -181,7 +178,6 @@ def test_task_without_the_image_fails_with_a_clear_line(
     assert "image cannot be read" in user.logs()
 
 
-@pytest.mark.slurm_versions
 def test_submit_through_submitit_runs_each_slice_as_an_array_element(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -206,6 +202,7 @@ def test_submit_through_submitit_runs_each_slice_as_an_array_element(
     wait_for_jobs([jobs[0].split("_")[0]], JOBS_TIMEOUT_S, slurm)
 
 
+@pytest.mark.one_slurm
 @pytest.mark.parametrize("name", ["two words", "it's $HOME", 'a "quoted" #1 %j', "naïve-日本語"])
 def test_hostile_folder_names_work_from_setup_to_manifest(
     name: str, project: MakeProject, slurm: dict[str, str]
@@ -277,7 +274,6 @@ def test_wait_ends_soon_after_all_tasks_were_cancelled(
     assert "Nothing is running any more" in done.stdout, done.stderr
 
 
-@pytest.mark.slurm_versions
 def test_submit_twice_while_jobs_are_active_is_refused(
     project: MakeProject, slurm: dict[str, str]
 ) -> None:
@@ -325,7 +321,6 @@ def test_gpu_task_gets_one_of_the_cluster_s_gpus(
     assert attempt["slurm"]["node"] in {"n1", "n2"}
 
 
-@pytest.mark.slurm_versions
 def test_slurm_that_tests_call_newer_is_24_11_or_later(slurm: dict[str, str]) -> None:
     command = ["scontrol", "show", "config"]
     said = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=30).stdout
