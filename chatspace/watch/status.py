@@ -15,7 +15,7 @@ from typing import Any
 from chatspace.jobs.causes import CAUSES
 from chatspace.jobs.render import job_names
 from chatspace.jobs.scheduler import ACTIVE_STATES, Scheduler, SlurmScheduler, Snapshot, look
-from chatspace.jobs.submissions import Submission, read_submissions, slurm_ids
+from chatspace.jobs.submissions import Submission, is_active_here, read_submissions, slurm_ids
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.watch.completeness import Extent, are_complete, extent_of
@@ -153,6 +153,11 @@ class Seen:
         """Whether every split is whole and gathered."""
         return are_complete(self.extents)
 
+    @property
+    def is_active_here(self) -> bool:
+        """Whether a process of this machine does the run; its first task may not have begun."""
+        return any(is_active_here(submission) for submission in self.submissions)
+
     def slurm_jobs(self) -> set[str]:
         """Returns the ids of the jobs on record, and of those that the event logs name."""
         attempts = (SLURM_ATTEMPT.match(tail.attempt or "") for tail in (self.tails or {}).values())
@@ -225,7 +230,9 @@ def status_of(seen: Seen, slurm: Snapshot | None) -> RunStatus:
         folder=str(Layout(Path(plan.workspace)).run(plan.run_id).folder),
         created_at=plan.created_at,
         state=_state(seen, counts, failures),
-        is_active=bool(counts.keys() & ACTIVE_TASKS or jobs.keys() & ACTIVE_STATES),
+        is_active=bool(
+            counts.keys() & ACTIVE_TASKS or jobs.keys() & ACTIVE_STATES or seen.is_active_here
+        ),
         rows=sum(split.rows for split in splits),
         rows_done=sum(split.rows_done for split in splits),
         splits=splits,
@@ -285,7 +292,7 @@ def _state(seen: Seen, counts: Mapping[str, int], failures: Mapping[str, str]) -
         return "gathered once, but shards are gone"
     if counts.get("running"):
         return "running"
-    if any(counts.get(state) for state in ACTIVE_TASKS):
+    if any(counts.get(state) for state in ACTIVE_TASKS) or seen.is_active_here:
         return "pending"
     return "incomplete, with failed slices" if failures else "incomplete"
 
