@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatspace.checks.doctor import refuse_unfit
 from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import read_manifest
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from chatspace.measure.report import Report
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Run:
         *,
         share: bool = False,
         verify: bool = False,
+        doctor: bool = True,
         scheduler: Scheduler | None = None,
     ) -> Resubmitted:
         """Submits the missing shards to SLURM, regrouped, and a gather job behind them.
@@ -114,11 +120,12 @@ class Run:
             overrides: `key=value` texts for the sections `slurm` and `container`.
             share: also what queued and running tasks have; no shard is done twice.
             verify: read every shard first; damaged ones are done again.
+            doctor: look first whether the machine, the container and the inputs are fit.
             scheduler: where it goes [SLURM].
 
         Raises:
             UserError: an override is wrong or would be another run.
-            UnfitEnvironmentError: SLURM is missing or refuses.
+            UnfitEnvironmentError: SLURM is missing or refuses, or a check of the doctor failed.
         """
         return resubmit(
             self.plan,
@@ -127,6 +134,7 @@ class Run:
             overrides=overrides,
             share=share,
             verify=verify,
+            check=partial(refuse_unfit, tell=log.warning) if doctor else None,
         )
 
     def cancel(self, *, scheduler: Scheduler | None = None) -> list[str]:
@@ -198,7 +206,9 @@ class Run:
         return ds.dataset(paths, format="parquet")
 
     def vectors(self, split: str | None = None) -> npt.NDArray[np.float32 | np.float16]:
-        """Returns the vectors of a split, shape (rows, dim), rows in input order.
+        """Returns the vectors of a split, shape (rows, dim), rows or their chunks in input order.
+
+        Those stored as int8 or as bits are read back as float32; `dataset()` has what is stored.
 
         Raises:
             IncompleteError: the split was not gathered yet.
@@ -206,17 +216,21 @@ class Run:
         import numpy as np
         import pyarrow.parquet as pq
 
-        from chatspace.shards.table import embedding_matrix
+        from chatspace.shards.table import float_vectors
+        from chatspace.shards.vectors import Encoding
 
         manifest = self.manifest(split)
-        shape = (manifest["rows_embedded"], manifest["embedding_dim"])
-        vectors = np.empty(shape, dtype=manifest["dtype"])  # (rows, dim)
+        encoding = Encoding(dtype=manifest["dtype"], dim=manifest["embedding_dim"])
+        dtype = "float32" if encoding.is_quantised else encoding.dtype
+        n_chunks = manifest.get("chunks")  # older manifests have none
+        n_rows = manifest["rows_embedded"] if n_chunks is None else n_chunks
+        vectors = np.empty((n_rows, encoding.dim), dtype)  # (n_rows, dim)
         start = 0
         for shard in manifest["shards"]:
             path = Path(self.plan.workspace) / shard["path"]
-            column = pq.read_table(path, columns=["embedding"], partitioning=None)["embedding"]
-            vectors[start : start + len(column)] = embedding_matrix(column)
-            start += len(column)
+            table = pq.read_table(path, columns=encoding.columns, partitioning=None)
+            vectors[start : start + len(table)] = float_vectors(table)
+            start += len(table)
         assert start == len(vectors)
         return vectors
 

@@ -152,7 +152,9 @@ def test_resubmit_sends_what_is_missing_in_as_many_tasks_as_asked_for(
     make_spec: SpecMaker,
 ) -> None:
     run, slurm = chatspace.Run(set_up(make_spec(slices={"count": 4})).plan), FakeScheduler()
-    done = run.resubmit(max_tasks=2, overrides=["slurm.time=00:07:00"], scheduler=slurm)
+    done = run.resubmit(
+        max_tasks=2, overrides=["slurm.time=00:07:00"], doctor=False, scheduler=slurm
+    )
     assert (done.n_missing, [job.count for job in done.submissions]) == (10, [2, 1])
     array, gather = slurm.submitted
     assert "#SBATCH --array=0-1" in array.read_text()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from chatspace.errors import InputError, SpecError, UnfitEnvironmentError
 from chatspace.jobs.events import EventLog
 from chatspace.jobs.gather import gather_run, verify_run
 from chatspace.jobs.repair import divide, read_repair, run_repair_task
-from chatspace.jobs.setup import set_up
+from chatspace.jobs.setup import GATHER_SCRIPT, set_up
 from chatspace.jobs.submissions import read_submissions, record_submission
 from chatspace.layout import Layout, RunLayout
 from chatspace.mend.bad_nodes import failed_nodes
@@ -143,6 +143,19 @@ def test_resubmit_with_changed_settings_keeps_the_run_and_refuses_other_keys(pla
         resubmit(plan, scheduler, overrides=["model.dtype=float32"])
     with pytest.raises(SpecError, match=r"slurm\.tim"):
         resubmit(plan, scheduler, overrides=["slurm.tim=1"])
+
+
+def test_resubmit_looks_at_the_changed_run_before_anything_is_written(plan: Plan) -> None:
+    def refuse(changed: Plan, scripts: Mapping[str, str]) -> None:
+        assert changed.cluster["time"] == "00:30:00"
+        assert list(scripts) == ["train", GATHER_SCRIPT]
+        assert "#SBATCH --time=00:30:00" in scripts["train"]
+        raise UnfitEnvironmentError("not fit")
+
+    scheduler = FakeScheduler()
+    with pytest.raises(UnfitEnvironmentError, match="not fit"):
+        resubmit(plan, scheduler, overrides=["slurm.time=00:30:00"], check=refuse)
+    assert not layout(plan).repairs.exists()
 
 
 def test_resubmit_that_is_refused_writes_nothing(plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -31,9 +32,13 @@ def resubmit(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every shard first, and redo damaged ones.")
     ] = False,
+    no_doctor: Annotated[
+        bool, typer.Option("--no-doctor", help="Without looking first whether all is fit.")
+    ] = False,
 ) -> None:
     """Submit what is missing of a run, and nothing else."""
     from chatspace.api import open_run
+    from chatspace.checks.doctor import refuse_unfit
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.mend.resubmit import resubmit as resubmit_run
 
@@ -47,6 +52,7 @@ def resubmit(
         overrides=[*overrides, *(set_ or [])],
         share=share,
         verify=verify,
+        check=None if no_doctor else partial(refuse_unfit, tell=say),
     )
     name = shlex.quote(run)
     if not done.n_missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def resubmit(
     overrides: Sequence[str] = (),
     share: bool = False,
     verify: bool = False,
+    check: Callable[[Plan, Mapping[str, str]], None] | None = None,
 ) -> Resubmitted:
     """Submits the shards that are missing, regrouped, and a gather job behind them.
 
@@ -65,6 +66,7 @@ def resubmit(
         overrides: `key=value` texts for the sections `slurm` and `container`.
         share: also submit what queued and running tasks have; all share it, no shard is done twice.
         verify: read every shard again first; damaged ones are set aside and done again.
+        check: looks at the run, as it is submitted now, and at its scripts, before any is written.
 
     Raises:
         UserError: an override is wrong or would be another run.
@@ -93,9 +95,13 @@ def resubmit(
             )
             for split, tasks in divide(plan, todo, max_tasks).items()
         ]
-        gather_text = render_gather(replace(plan, cluster=cluster))
-        for text in (*(render_repair(plan, repair)[1] for repair in repairs), gather_text):
+        changed = replace(plan, cluster=cluster)
+        scripts = {repair.split: render_repair(plan, repair)[1] for repair in repairs}
+        scripts[GATHER_SCRIPT] = gather_text = render_gather(changed)
+        for text in scripts.values():
             scheduler.check(text)  # all of them before any is written
+        if check is not None:
+            check(changed, scripts)
         arrays = [write_repair(plan, repair) for repair in repairs]
         gather = arrays[0][1].with_name(GATHER_SCRIPT)
         atomic_write_text(gather, gather_text)
