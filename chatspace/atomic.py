@@ -53,9 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
-        _sync(temp)
-        temp.replace(path)
-        sync_folder(path.parent)
+        publish(temp, path)
     except OSError as error:
         if not _concerns(error, temp, path):
             raise
@@ -63,6 +61,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+def publish(temp: Path, path: Path) -> None:
+    """Gives a written file its final name in the same folder, durably.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    _sync(temp)
+    temp.replace(path)
+    sync_folder(path.parent)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chatspace.data.inputs import InputFile
-from chatspace.data.parquet import check_column, check_text_column, open_parquet, reading
+from chatspace.data.parquet import check_column, open_parquet, reading
+from chatspace.data.selection import Selection
+from chatspace.data.texts import needed_leaves
 from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+
+Ints = npt.NDArray[np.int64]
 
 # A batch holds about this much text, so that rows of 1 MB do not fill the memory.
 _BATCH_BYTES = 32 << 20
@@ -23,47 +29,57 @@ _MAX_BATCH_ROWS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Consecutive rows of one file: the first is `row` of the split and `file_row` of the file."""
+    """Rows of one file, ascending.
+
+    Attributes:
+        rows: their numbers in the split, (n_rows,).
+        file_start: number in the split of the file's first row.
+    """
 
     batch: pa.RecordBatch
-    row: int
-    file_row: int
+    rows: Ints
+    file_start: int
     path: str
 
     def first(self, n_rows: int) -> Chunk:
         """Returns the first `n_rows` rows."""
-        batch = self.batch.slice(0, n_rows)
-        return Chunk(batch=batch, row=self.row, file_row=self.file_row, path=self.path)
+        return self._part(slice(0, n_rows))
 
     def after(self, n_rows: int) -> Chunk | None:
         """Returns the rows from `n_rows` on, None where there are none."""
-        if n_rows >= self.batch.num_rows:
-            return None
+        return None if n_rows >= len(self.rows) else self._part(slice(n_rows, None))
+
+    def place(self, offset: int) -> str:
+        """Returns where a row of the chunk stands, as errors name it."""
+        return f"row {self.rows[offset] - self.file_start} of {shown(Path(self.path))}"
+
+    def _part(self, part: slice) -> Chunk:
         return Chunk(
-            batch=self.batch.slice(n_rows),
-            row=self.row + n_rows,
-            file_row=self.file_row + n_rows,
+            batch=self.batch[part],
+            rows=self.rows[part],
+            file_start=self.file_start,
             path=self.path,
         )
 
 
 class Cursor:
-    """A place in the files of a split, moving forward.
+    """A place in the selected rows of a split, moving forward.
 
     Attributes:
-        row: the row of the split that `take` gives next.
+        position: of the row that `take` gives next, counted in the selection.
     """
 
     def __init__(
         self,
         files: Sequence[InputFile],
-        row: int,
+        selection: Selection,
+        position: int,
         dataset: DatasetSection,
         keep_columns: Sequence[str],
     ) -> None:
-        self.row = row
+        self.position = position
         self._rest: Chunk | None = None
-        self._chunks = _chunks(files, row, dataset, keep_columns)
+        self._chunks = _chunks(files, (selection, position), dataset, keep_columns)
 
     def take(self, n_rows: int) -> Iterator[Chunk]:
         """Yields the next `n_rows` rows.
@@ -71,13 +87,13 @@ class Cursor:
         Raises:
             InputError: a file is missing, damaged, or not the one that was planned with.
         """
-        stop = self.row + n_rows
-        while self.row < stop:
+        stop = self.position + n_rows
+        while self.position < stop:
             chunk = self._rest or next(self._chunks, None)
-            assert chunk is not None, f"the files end at row {self.row}, the span at {stop}"
-            n_wanted = min(stop - self.row, chunk.batch.num_rows)
+            assert chunk is not None, f"the rows end at {self.position}, the span at {stop}"
+            n_wanted = min(stop - self.position, len(chunk.rows))
             self._rest = chunk.after(n_wanted)
-            self.row += n_wanted
+            self.position += n_wanted
             yield chunk.first(n_wanted)
 
     def close(self) -> None:
@@ -85,43 +101,88 @@ class Cursor:
         self._chunks.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A row group with rows to read; its first row is `start` of the file."""
+
+    index: int
+    start: int
+    wanted: Ints  # numbers in the file, ascending
+
+
 def _chunks(
-    files: Sequence[InputFile], row: int, dataset: DatasetSection, keep_columns: Sequence[str]
+    files: Sequence[InputFile],
+    begin: tuple[Selection, int],
+    dataset: DatasetSection,
+    keep_columns: Sequence[str],
 ) -> Generator[Chunk]:
-    first = 0
+    selection, position = begin
+    row = selection.row_at(position)
+    file_start = 0
     for file in files:
-        if first + file.rows > row:
+        groups = _wanted_groups(file, file_start, selection, row)
+        group = next(groups, None)
+        if group is not None:
             _check_unchanged(file, dataset)
             with open_parquet(file.path) as parquet:
                 columns = _columns(parquet, file.path, dataset, keep_columns)
-                for batch, file_row in _batches(parquet, file, max(row - first, 0), columns):
-                    yield Chunk(
-                        batch=batch, row=first + file_row, file_row=file_row, path=file.path
-                    )
-        first += file.rows
+                while group is not None:
+                    for batch, rows in _batches(parquet, file, group, columns):
+                        yield Chunk(
+                            batch=batch,
+                            rows=rows + file_start,
+                            file_start=file_start,
+                            path=file.path,
+                        )
+                    group = next(groups, None)
+        file_start += file.rows
+
+
+def _wanted_groups(
+    file: InputFile, file_start: int, selection: Selection, row: int
+) -> Iterator[_Group]:
+    """Yields the row groups that hold selected rows, from row `row` of the split on."""
+    if file_start + file.rows <= row:
+        return
+    start = file_start
+    for index, n_rows in enumerate(file.row_groups):
+        wanted = selection.between(max(start, row), start + n_rows)
+        if len(wanted):
+            yield _Group(index, start - file_start, wanted - file_start)
+        start += n_rows
 
 
 def _batches(
-    parquet: pq.ParquetFile, file: InputFile, start: int, columns: list[str]
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yields the file's batches from row `start` on, each with its first row."""
-    row = 0
-    for group, n_rows in enumerate(file.row_groups):
-        if row + n_rows <= start:
-            row += n_rows
-            continue
-        batches = parquet.iter_batches(
-            _batch_rows(file, group), row_groups=[group], columns=columns, use_threads=False
-        )
-        while True:
-            with reading(file.path):
-                batch = next(batches, None)
-            if batch is None:
-                break
-            skipped = min(max(start - row, 0), batch.num_rows)
-            if skipped < batch.num_rows:
-                yield batch.slice(skipped), row + skipped
-            row += batch.num_rows
+    parquet: pq.ParquetFile, file: InputFile, group: _Group, columns: list[str]
+) -> Iterator[tuple[pa.RecordBatch, Ints]]:
+    """Yields the wanted rows of a row group, each batch with their numbers in the file."""
+    batches = parquet.iter_batches(
+        _batch_rows(file, group.index),
+        row_groups=[group.index],
+        columns=columns,
+        use_threads=False,
+    )
+    start = group.start
+    last = int(group.wanted[-1])
+    while start <= last:
+        with reading(file.path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        stop = start + batch.num_rows
+        wanted = group.wanted[np.searchsorted(group.wanted, start) :]
+        wanted = wanted[: np.searchsorted(wanted, stop)]
+        if len(wanted):
+            yield _picked(batch, wanted - start), wanted
+        start = stop
+
+
+def _picked(batch: pa.RecordBatch, offsets: Ints) -> pa.RecordBatch:
+    """Returns some rows of a batch, ascending; consecutive ones are not copied."""
+    first, n_rows = int(offsets[0]), len(offsets)
+    if int(offsets[-1]) - first + 1 == n_rows:
+        return batch.slice(first, n_rows)
+    return batch.take(pa.array(offsets))
 
 
 def _batch_rows(file: InputFile, group: int) -> int:
@@ -134,9 +195,8 @@ def _columns(
 ) -> list[str]:
     """Returns the columns to read, after checking that they are there."""
     schema = parquet.schema_arrow
-    type_ = check_column(schema, dataset.text_field, path, "dataset.text_field")
-    check_text_column(type_, dataset.text_field, path, dataset.extract_first_assistant)
-    names = [dataset.text_field]
+    leaves = needed_leaves(dataset, schema, path)
+    names = [parquet.metadata.schema.column(leaf).path for leaf in leaves]
     if dataset.id_field is not None:
         check_column(schema, dataset.id_field, path, "dataset.id_field")
         names.append(dataset.id_field)
@@ -156,7 +216,7 @@ def _check_unchanged(file: InputFile, dataset: DatasetSection) -> None:
         what = f"changed on {_moment(stat.st_mtime_ns)}, planned as of {planned}, the same size"
     else:
         what = f"{stat.st_size:,} bytes, planned with {file.bytes:,} as of {planned}"
-    if dataset.source == "parquet":
+    if dataset.source == "parquet" and not dataset.is_remote:
         # The time is part of what the plan is hashed from.
         advice = (
             "Restore the file with its time (cp -p, rsync -t, touch -d) to go on with this run; "

@@ -31,8 +31,11 @@ def setup_lines(done: SetUp) -> list[str]:
     for split in plan.splits:
         weights = [s.text_bytes for s in split.slices]
         spread = f", {format_bytes(min(weights))} to {format_bytes(max(weights))} of text each"
+        there = sum(file.rows for file in split.files)
+        of_all = f" of {there:,}" if split.selected is not None else ""
         lines.append(
-            f"  {split.name:<8} {split.rows:,} rows, {format_bytes(split.text_bytes)} of text, "
+            f"  {split.name:<8} {split.rows:,}{of_all} rows, "
+            f"{format_bytes(split.text_bytes)} of text, "
             f"{split.n_shards:,} shards, {len(split.slices):,} slices"
             f"{spread if len(weights) > 1 else ''}"
         )
@@ -94,6 +97,7 @@ def summary_of(
         rows_embedded=sum(content["rows_embedded"] for content in contents),
         rows_skipped=dict(skipped),
         rows_truncated=sum(content["rows_truncated"] for content in contents),
+        chunks=_sum_of_chunks([content.get("chunks") for content in contents]),
         elapsed_s=elapsed_s,
         tokens_per_s=n_tokens / working_s if working_s else 0.0,
         n_tokens=n_tokens,
@@ -105,6 +109,11 @@ def summary_of(
         pictures=[shown_path(path) for path in pictures],
         next_steps=list(next_steps),
     )
+
+
+def _sum_of_chunks(chunks: Sequence[int | None]) -> int | None:
+    known = [n for n in chunks if n is not None]
+    return sum(known) if known else None
 
 
 def reading_steps(plan: Plan) -> list[str]:

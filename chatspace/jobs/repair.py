@@ -25,7 +25,7 @@ from chatspace.jobs.task import Part, run_part
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan, SplitPlan
-from chatspace.plan.slicing import make_slices, shard_text_bytes
+from chatspace.plan.slicing import make_slices, split_weights
 from chatspace.plan.store import load_plan, moved
 from chatspace.shards.store import utc_now
 
@@ -72,7 +72,9 @@ def divide(
     Raises:
         SpecError: fewer tasks than splits, or more than one array can hold.
     """
-    weights = {name: _weights(plan.split(name), shards) for name, shards in missing.items()}
+    weights = {
+        name: split_weights(plan.split(name))[list(shards)] for name, shards in missing.items()
+    }
     limit = plan.cluster.get("max_array_size") or DEFAULT_MAX_ARRAY_SIZE
     if max_tasks is not None and max_tasks < len(missing):
         raise SpecError(
@@ -185,12 +187,6 @@ def _new_folder(plan: Plan) -> tuple[int, Path]:
 
 def _folder(plan: Plan, number: int) -> Path:
     return Layout(Path(plan.workspace)).run(plan.run_id).repairs / repair_name(number)
-
-
-def _weights(split: SplitPlan, shards: Sequence[int]) -> np.ndarray:
-    """Returns the bytes of text of some shards of a split, shape (n_shards,)."""
-    weights: np.ndarray = shard_text_bytes(split.files, split.rows, split.rows_per_shard)
-    return weights[list(shards)]
 
 
 def _default_count(split: SplitPlan, weights: np.ndarray) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from chatspace.jobs.directives import lanes_of
 from chatspace.plan.model import Plan, SplitPlan
-from chatspace.plan.slicing import fewest_slices, make_slices, shard_text_bytes
+from chatspace.plan.slicing import fewest_slices, make_slices, split_weights, text_curve
 from chatspace.spec.slurm import walltime_s
 
 # A task should take about this share of its walltime: the slowest still ends in time.
@@ -205,7 +205,7 @@ def suggest(probe: Probe, plan: Plan, *, keep_slices: bool = False) -> Suggestio
     limit_s = walltime_s(plan.cluster["time"]) or NO_LIMIT_S
     startup_s = max(sample.startup_s for sample in probe.samples)
     target_s = max(FILL * limit_s - startup_s, LEAST_WORK_S)
-    weights = {s.name: _weights(s) for s in plan.splits}
+    weights = {s.name: split_weights(s) for s in plan.splits}
     heaviest = {name: int(w.max(initial=1)) for name, w in weights.items()}
     shard_s = max(_task_work_s(probe, plan, s, heaviest[s.name]) for s in plan.splits)
     allowed_s = max(target_s, shard_s)
@@ -247,10 +247,7 @@ def range_text_bytes(split: SplitPlan, ranges: Sequence[tuple[int, int]]) -> int
     """Returns the bytes of text in ranges of rows `(start, stop)`, as the plan counts them."""
     import numpy as np
 
-    rows = np.array([n for file in split.files for n in file.row_groups], dtype=np.int64)
-    sizes = np.array([n for file in split.files for n in file.text_bytes], dtype=np.int64)
-    row_ends = np.concatenate(([0], np.cumsum(rows)))  # (n_groups + 1,)
-    byte_ends = np.concatenate(([0], np.cumsum(sizes)))  # (n_groups + 1,)
+    row_ends, byte_ends = text_curve(split.files, split.selected)
     edges = np.array(ranges, dtype=np.int64).reshape(-1, 2)  # (n_ranges, 2)
     inside = np.interp(edges, row_ends, byte_ends)  # (n_ranges, 2)
     return int((inside[:, 1] - inside[:, 0]).sum())
@@ -284,10 +281,6 @@ def _tokens(probe: Probe, split: SplitPlan, text_bytes: int) -> float:
 
 def _work_s(probe: Probe, split: SplitPlan, text_bytes: int) -> float:
     return _tokens(probe, split, text_bytes) / probe.sample(split.name).tokens_per_s
-
-
-def _weights(split: SplitPlan) -> Any:
-    return shard_text_bytes(split.files, split.rows, split.rows_per_shard)  # (n_shards,)
 
 
 def _task_work_s(probe: Probe, plan: Plan, split: SplitPlan, text_bytes: int) -> float:

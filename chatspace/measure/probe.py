@@ -26,7 +26,6 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from chatspace.atomic import atomic_write_text
-from chatspace.data.rows import SplitReader
 from chatspace.errors import InputError
 from chatspace.jobs.attempt import attempt_name, usable_threads
 from chatspace.jobs.gather import split_store
@@ -36,10 +35,9 @@ from chatspace.kinds import KINDS
 from chatspace.layout import Layout
 from chatspace.measure.forecast import Probe, SplitSample, range_text_bytes
 from chatspace.plan.model import Plan, SplitPlan
-from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
+from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest, split_reader
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import ShardStore, utc_now
-from chatspace.spec.dataset import DatasetSection
 
 log = logging.getLogger(__name__)
 
@@ -283,14 +281,7 @@ class _Measured:
 
     def _row_tokens(self, done: Sequence[tuple[int, int]], n_tokens: int) -> dict[str, float]:
         """Returns percentiles of a row's tokens, from the lengths of some texts of the sample."""
-        spec = self.plan.spec
-        reader = SplitReader(
-            DatasetSection.model_validate(spec["dataset"]),
-            label=self.split.dataset,
-            split=self.split.name,
-            files=self.split.files,
-            keep_columns=(),
-        )
+        reader = split_reader(self.plan, self.split)
         lengths: list[int] = []
         for start, stop in done:
             if len(lengths) >= LENGTHS_FROM_ROWS:

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from chatspace import __version__
+from chatspace.data.choosing import choose_rows
 from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import check_unique_ids, inventory
-from chatspace.data.sources import EXTENSIONS
-from chatspace.data.staging import stage_split
+from chatspace.data.selection import open_selection
+from chatspace.data.sources import dataset_label
+from chatspace.data.staging import stage_split, staged_folder
 from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout, path_component, resolve_workspace, split_label
@@ -66,7 +68,7 @@ def build_plan(
     run_id = f"{spec.name}-{digest[:8]}"
     earlier = _earlier_plan(workspace, run_id, digest)
     if earlier is None:
-        _check_ids(spec.dataset, splits, note)
+        _check_ids(spec.dataset, splits, workspace, note)
     for split in splits:
         _refuse_foreign_output(workspace, split, digest, run_id)
     return Plan(
@@ -84,44 +86,20 @@ def build_plan(
     )
 
 
-def dataset_label(dataset: DatasetSection) -> str:
-    """Returns the name of the dataset in paths and rows.
-
-    That is its name and subset, else the last part of its path that is no pattern, without the
-    extension of a file.
-    """
-    if dataset.name is not None:
-        parts = [dataset.name, *([dataset.subset] if dataset.subset else [])]
-        return path_component("__".join(parts))
-    assert dataset.path is not None
-    unfit = ("", ".", "..")
-    names = [part for part in dataset.path.split("/") if not set("*?[{$~") & set(part)]
-    fixed = [name for part in names if (name := _stem(part, dataset.source)) not in unfit]
-    return fixed[-1] if fixed else "dataset"
-
-
-def _stem(name: str, source: str) -> str:
-    fitting = [end for end in EXTENSIONS[source] if name.endswith(end)]
-    return name.removesuffix(max(fitting, key=len)) if fitting else name
-
-
 def _plan_split(
     spec: RunSpec, name: str, workspace: Path, model_label: str, note: Callable[[str], None]
 ) -> SplitPlan:
     dataset, label = spec.dataset, dataset_label(spec.dataset)
-    if dataset.source != "parquet":
-        note(f"Staging {label}/{name} as Parquet below {Layout(workspace).staged()}")
+    staged_to = staged_folder(dataset, name, workspace, label)
+    if staged_to is not None:
+        note(f"Staging {label}/{name} as Parquet in {staged_to}")
     staged = stage_split(dataset, name, workspace, label, keep_columns=spec.output.keep_columns)
-    files = inventory(
-        staged.files,
-        dataset.text_field,
-        conversation=dataset.extract_first_assistant,
-        id_field=dataset.id_field,
-        keep_columns=spec.output.keep_columns,
-    )
-    files = _first_rows(files, dataset.max_rows)
-    rows = min(sum(file.rows for file in files), dataset.max_rows or sys.maxsize)
-    weights = shard_text_bytes(files, rows, spec.output.rows_per_shard)
+    files = inventory(staged.files, dataset, keep_columns=spec.output.keep_columns)
+    folder = Layout(workspace).selected() / split_label(label, name)
+    rows, selected = choose_rows(files, dataset, workspace=workspace, folder=folder)
+    if selected is None:
+        files = _first_rows(files, rows)
+    weights = shard_text_bytes(files, rows, spec.output.rows_per_shard, selected)
     by_rows = weights * 0 + spec.output.rows_per_shard
     slices = make_slices(
         weights if spec.slices.balance == "bytes" else by_rows,
@@ -140,16 +118,15 @@ def _plan_split(
         slices=slices,
         output_dir=f"embeddings/{place}",
         manifest=f"indexes/{place}/manifest.json",
+        selected=selected,
     )
 
 
-def _first_rows(files: list[InputFile], max_rows: int | None) -> list[InputFile]:
-    """Returns the files that hold the first `max_rows` rows; later ones are never opened."""
-    if max_rows is None:
-        return files
+def _first_rows(files: list[InputFile], n_rows: int) -> list[InputFile]:
+    """Returns the files that hold the first `n_rows` rows; later ones are never opened."""
     kept, rows = [], 0
     for file in files:
-        if rows >= max_rows:
+        if rows >= n_rows:
             break
         kept.append(file)
         rows += file.rows
@@ -159,7 +136,7 @@ def _first_rows(files: list[InputFile], max_rows: int | None) -> list[InputFile]
 def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan, ...]) -> str:
     """Returns the hash of all that decides what the shards hold, and of nothing else."""
     science = spec.hashed()
-    science["dataset"].pop("path")  # the files' identity stands for it
+    science["dataset"].pop("path", None)  # the files' identity stands for it
     content = {
         "schema_version": SCHEMA_VERSION,
         "spec": science,
@@ -171,6 +148,7 @@ def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan,
                 "revision": split.revision,
                 "rows": split.rows,
                 "identity": list(split.identity),
+                **({"selected": split.selected.sha256} if split.selected else {}),
             }
             for split in splits
         ],
@@ -180,18 +158,25 @@ def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan,
 
 
 def _check_ids(
-    dataset: DatasetSection, splits: tuple[SplitPlan, ...], note: Callable[[str], None]
+    dataset: DatasetSection,
+    splits: tuple[SplitPlan, ...],
+    workspace: Path,
+    note: Callable[[str], None],
 ) -> None:
     """Refuses duplicate ids; a run that was planned before was checked then.
 
-    Staging has checked the ids of what is not Parquet, before it let anything stay.
+    Staging has checked the ids of what is not Parquet, before it let anything stay; not where only
+    some rows are read.
     """
-    if dataset.id_field is None or dataset.source != "parquet":
+    if dataset.id_field is None:
         return
     for split in splits:
+        if dataset.source != "parquet" and not dataset.picks_rows:
+            continue
         if split.rows > ROWS_WORTH_A_NOTE:
             note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows")
-        check_unique_ids(split.files, dataset.id_field, split.rows)
+        selection = open_selection(split.selected, workspace, split.rows)
+        check_unique_ids(split.files, dataset.id_field, split.rows, selection=selection)
 
 
 def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatspace.data.inputs import InputFile
+from chatspace.data.selection import SelectedRows
 from chatspace.shards.records import Owner, ShardSpan
 
 
@@ -25,7 +26,8 @@ class SplitPlan:
 
     Attributes:
         dataset: label of the dataset, as it stands in paths and rows.
-        rows: input rows of the split after `max_rows`.
+        rows: input rows of the run; shards are ranges of them, counted from 0.
+        selected: which rows of the split these are [the first ones].
         identity: what the inputs are, whatever folder they lie in; hashed.
         output_dir: folder of the shards, relative to the workspace.
         manifest: path of the dataset manifest, relative to the workspace.
@@ -42,6 +44,7 @@ class SplitPlan:
     slices: tuple[Slice, ...]
     output_dir: str
     manifest: str
+    selected: SelectedRows | None = None
 
     @property
     def n_shards(self) -> int:

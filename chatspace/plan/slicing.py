@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chatspace.data.inputs import InputFile
-from chatspace.plan.model import Slice
+from chatspace.data.selection import SelectedRows
+from chatspace.plan.model import Slice, SplitPlan
 from chatspace.spec.base import SlicesSection
 
 DEFAULT_ROWS_PER_SLICE = 500_000
@@ -17,26 +18,52 @@ DEFAULT_ROWS_PER_SLICE = 500_000
 Ints = npt.NDArray[np.int64]
 
 
-def shard_text_bytes(files: Sequence[InputFile], rows: int, rows_per_shard: int) -> Ints:
+def shard_text_bytes(
+    files: Sequence[InputFile],
+    rows: int,
+    rows_per_shard: int,
+    selected: SelectedRows | None = None,
+) -> Ints:
     """Estimates the bytes of text in each shard from the row groups' column sizes.
 
     A row group that several shards share is divided among them in proportion to their rows.
 
     Args:
         files: the inputs in reading order.
-        rows: input rows of the split; rows beyond them are not read.
+        rows: input rows of the run; rows beyond them are not read.
         rows_per_shard: rows of a shard.
+        selected: which rows of the split they are [the first ones].
 
     Returns:
         Bytes per shard, shape (n_shards,).
     """
-    group_rows = np.array([n for file in files for n in file.row_groups], dtype=np.int64)
-    group_bytes = np.array([n for file in files for n in file.text_bytes], dtype=np.int64)
-    row_ends = np.concatenate(([0], np.cumsum(group_rows)))  # (n_groups + 1,)
-    byte_ends = np.concatenate(([0], np.cumsum(group_bytes)))  # (n_groups + 1,)
+    row_ends, byte_ends = text_curve(files, selected)
     edges = np.append(np.arange(0, rows, rows_per_shard), rows)  # (n_shards + 1,)
     weights: Ints = np.diff(np.interp(edges, row_ends, byte_ends).astype(np.int64))
     return weights
+
+
+def split_weights(split: SplitPlan) -> Ints:
+    """Returns the bytes of text in each shard of a split, shape (n_shards,)."""
+    return shard_text_bytes(split.files, split.rows, split.rows_per_shard, split.selected)
+
+
+def text_curve(files: Sequence[InputFile], selected: SelectedRows | None) -> tuple[Ints, Ints]:
+    """Returns how much text lies before each border of row groups, among the rows that are read.
+
+    Returns:
+        Rows before each border and bytes before it, shape (n_groups + 1,) each.
+    """
+    group_rows = np.array([n for file in files for n in file.row_groups], dtype=np.int64)
+    group_bytes = np.array([n for file in files for n in file.text_bytes], dtype=np.int64)
+    if selected is not None:
+        read_rows = np.array(selected.group_rows, dtype=np.int64)
+        group_bytes = (group_bytes * (read_rows / np.maximum(group_rows, 1))).astype(np.int64)
+        group_rows = read_rows
+    return (
+        np.concatenate(([0], np.cumsum(group_rows))),
+        np.concatenate(([0], np.cumsum(group_bytes))),
+    )
 
 
 def slice_count(section: SlicesSection, rows: int, n_shards: int) -> int:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from chatspace.data.rows import SplitReader
+from chatspace.data.selection import open_selection
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.shards.records import ShardRecord, ShardSpan
+from chatspace.spec.dataset import DatasetSection
+from chatspace.spec.output import OutputSection
 
 
 class StopRequest:
@@ -116,6 +121,27 @@ class SliceWork:
     threads: int
     take: Callable[[], Iterator[ShardSpan]] | None = None
 
+    def reader(self) -> SplitReader:
+        """Returns the reader of the rows that the shards are ranges of."""
+        return split_reader(self.plan, self.split)
+
     def shards(self) -> Iterator[ShardSpan]:
         """Yields the shards to do, as late as possible: a shard is this execution's once given."""
         return iter(self.spans) if self.take is None else self.take()
+
+
+def split_reader(plan: Plan, split: SplitPlan) -> SplitReader:
+    """Returns the reader of the rows that a plan reads of a split.
+
+    Raises:
+        InputError: the list of the rows that are read is missing or damaged.
+    """
+    output = OutputSection.model_validate(plan.spec["output"])
+    return SplitReader(
+        DatasetSection.model_validate(plan.spec["dataset"]),
+        label=split.dataset,
+        split=split.name,
+        files=split.files,
+        selection=open_selection(split.selected, Path(plan.workspace), split.rows),
+        keep_columns=output.keep_columns,
+    )

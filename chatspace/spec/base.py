@@ -66,8 +66,12 @@ class RunSpec(Section):
         return self.model_dump(mode="json", exclude=set(EXECUTION_KEYS))
 
     def hashed(self) -> dict[str, Any]:
-        """The part that decides what the shards hold, as plain JSON; it is hashed into the plan."""
-        science = self.science()
+        """The part that decides what the shards hold, as plain JSON; it is hashed into the plan.
+
+        A key that is null asks for nothing and is left out: a key that is added later, null where
+        nobody writes it, leaves the runs of earlier specs what they are.
+        """
+        science = self.model_dump(mode="json", exclude=set(EXECUTION_KEYS), exclude_none=True)
         for section, key in self.UNHASHED:
-            del science[section][key]
+            science[section].pop(key, None)
         return science
