@@ -38,6 +38,15 @@ class Layout:
         """Folder of the datasets that were converted to Parquet."""
         return self.workspace / "datasets" / "processed"
 
+    def raw(self, origin: str, dataset: str) -> Path:
+        """Folder of a dataset that was downloaded, by where from: huggingface, s3, gs, ..."""
+        folder = self.workspace / "datasets" / "raw"
+        return folder / path_component(origin) / path_component(dataset)
+
+    def selected(self) -> Path:
+        """Folder of the lists of rows that runs read, where they do not read all."""
+        return self.workspace / "datasets" / "selected"
+
     def hub_cache(self, hf_home: str | None) -> Path:
         """Folder that hub models are staged to: the profile's cache of the hub, else one here."""
         return (Path(hf_home) if hf_home else self.workspace / "models") / "hub"
@@ -111,9 +120,18 @@ class RunLayout:
         """Prediction and outcome of the run, and what to ask for next time."""
         return self.folder / "report.json"
 
+    @property
+    def maps(self) -> Path:
+        """Folder of the points and pictures of maps."""
+        return self.folder / "maps"
+
     def claims(self, split: str) -> Path:
         """Folder of the claims on a split's shards, while they are worked on."""
         return self.folder / "claims" / path_component(split)
+
+    def requests(self, split: str) -> Path:
+        """Folder of answers of an endpoint that stand in no shard of a split yet."""
+        return self.folder / "requests" / path_component(split)
 
     def task_manifest(self, split: str, name: str) -> Path:
         """Task manifest of a part of a split; see `slice_manifest_name` for that of a slice."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chatspace.data import inventory as inventory_module
 from chatspace.data.inventory import check_unique_ids, inventory
 from chatspace.errors import InputError
+from chatspace.spec.dataset import DatasetSection
 
 TURNS = [[{"role": "assistant", "content": "x"}]]
 
@@ -20,9 +21,15 @@ def write(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     return path
 
 
-def refused(paths: list[Path], text_field: str = "text", **options: Any) -> str:
+def section(text_field: str = "text", **dataset: Any) -> DatasetSection:
+    return DatasetSection(source="parquet", path="unused", text_field=text_field, **dataset)
+
+
+def refused(
+    paths: list[Path], text_field: str = "text", keep_columns: tuple[str, ...] = (), **dataset: Any
+) -> str:
     with pytest.raises(InputError) as caught:
-        inventory(paths, text_field, **options)
+        inventory(paths, section(text_field, **dataset), keep_columns=keep_columns)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,7 +42,7 @@ def test_inventory_gives_rows_and_bytes_of_each_row_group(tmp_path: Path) -> Non
         row_group_size=4,
         use_dictionary=False,
     )
-    (file,) = inventory([path], "text")
+    (file,) = inventory([path], section())
     assert file.row_groups == (4, 4, 2)
     assert file.rows == 10
     assert (file.bytes, file.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
@@ -45,7 +52,7 @@ def test_inventory_gives_rows_and_bytes_of_each_row_group(tmp_path: Path) -> Non
 
 def test_inventory_keeps_the_order_of_the_paths(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.parquet", {"text": ["x"] * i}) for i in (3, 1, 2)]
-    assert [file.rows for file in inventory(paths, "text")] == [3, 1, 2]
+    assert [file.rows for file in inventory(paths, section())] == [3, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +61,11 @@ def test_inventory_keeps_the_order_of_the_paths(tmp_path: Path) -> None:
 )
 def test_inventory_every_text_type_is_taken(tmp_path: Path, type_: pa.DataType) -> None:
     path = write(tmp_path / "a.parquet", {"text": pa.array(["a", None], pa.string()).cast(type_)})
-    assert inventory([path], "text")[0].rows == 2
+    assert inventory([path], section())[0].rows == 2
 
 
 def test_inventory_column_of_nulls_is_text(tmp_path: Path) -> None:
-    assert inventory([write(tmp_path / "a.parquet", {"text": [None]})], "text")[0].rows == 1
+    assert inventory([write(tmp_path / "a.parquet", {"text": [None]})], section())[0].rows == 1
 
 
 def test_inventory_missing_column_lists_columns_and_nearest(tmp_path: Path) -> None:
@@ -67,7 +74,7 @@ def test_inventory_missing_column_lists_columns_and_nearest(tmp_path: Path) -> N
         f"Missing column: dataset.text_field='text'; {path} has texts, n. Did you mean texts?"
     )
     assert "dataset.id_field='id'" in refused([path], "texts", id_field="id")
-    assert "output.keep_columns='m'" in refused([path], "texts", keep_columns=["n", "m"])
+    assert "output.keep_columns='m'" in refused([path], "texts", keep_columns=("n", "m"))
 
 
 def test_inventory_column_missing_in_a_later_file_names_that_file(tmp_path: Path) -> None:
@@ -79,9 +86,11 @@ def test_inventory_column_missing_in_a_later_file_names_that_file(tmp_path: Path
 def test_inventory_column_that_is_not_text_says_its_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": [1], "turns": TURNS})
     assert "Not text: dataset.text_field='text'; it is int64 in" in refused([path])
-    assert refused([path], "turns").endswith("Set extract_first_assistant: true.")
-    assert "Not a conversation: " in refused([path], "text", conversation=True)
-    assert inventory([path], "turns", conversation=True)[0].rows == 1
+    assert refused([path], "turns").endswith(
+        "Set conversation: first_assistant, all_turns or last_user."
+    )
+    assert "Not a conversation: " in refused([path], extract_first_assistant=True)
+    assert inventory([path], section("turns", conversation="all_turns"))[0].rows == 1
 
 
 def test_inventory_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -120,7 +129,7 @@ def test_check_unique_ids_unique_ids_pass_across_files(tmp_path: Path) -> None:
         write(tmp_path / "a.parquet", {"text": ["x"] * 3, "id": ["1", "2", "3"]}),
         write(tmp_path / "b.parquet", {"text": ["x"] * 2, "id": [4, 5]}),
     ]
-    check_unique_ids(inventory(paths, "text"), "id", 5)
+    check_unique_ids(inventory(paths, section()), "id", 5)
 
 
 def test_check_unique_ids_duplicate_names_the_id_and_both_rows(tmp_path: Path) -> None:
@@ -128,7 +137,7 @@ def test_check_unique_ids_duplicate_names_the_id_and_both_rows(tmp_path: Path) -
         write(tmp_path / "a.parquet", {"text": ["x"] * 3, "id": ["a", "b", "c"]}),
         write(tmp_path / "b.parquet", {"text": ["x"] * 2, "id": ["d", "b"]}),
     ]
-    files = inventory(paths, "text")
+    files = inventory(paths, section())
     with pytest.raises(InputError) as caught:
         check_unique_ids(files, "id", 5)
     expected = f"'id' is 'b' in row 1 of {paths[0]} and in row 1 of {paths[1]}. Remove one"
@@ -143,20 +152,20 @@ def test_check_unique_ids_hash_collision_alone_is_no_duplicate(
         inventory_module, "_hashes", lambda ids: inventory_module.np.zeros(len(ids), dtype="int64")
     )
     path = write(tmp_path / "a.parquet", {"text": ["x"] * 3, "id": ["a", "b", "c"]})
-    check_unique_ids(inventory([path], "text"), "id", 3)
+    check_unique_ids(inventory([path], section()), "id", 3)
 
 
 def test_check_unique_ids_null_id_names_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["x"] * 3, "id": ["a", None, "c"]})
     with pytest.raises(InputError, match=r"Missing id: .*is null in row 1 of .*a\.parquet"):
-        check_unique_ids(inventory([path], "text"), "id", 3)
+        check_unique_ids(inventory([path], section()), "id", 3)
 
 
 @pytest.mark.parametrize("values", [[[1]], [1.5]])
 def test_check_unique_ids_type_without_ids_is_refused(tmp_path: Path, values: list[Any]) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["x"], "id": values})
     with pytest.raises(InputError, match="Not usable as ids"):
-        check_unique_ids(inventory([path], "text"), "id", 1)
+        check_unique_ids(inventory([path], section()), "id", 1)
 
 
 @given(ids=st.lists(st.text(max_size=3), min_size=1, max_size=30), cut=st.integers(1, 30))
@@ -165,7 +174,7 @@ def test_check_unique_ids_agrees_with_a_set(
 ) -> None:
     path = tmp_path_factory.mktemp("ids") / "a.parquet"
     write(path, {"text": ["x"] * len(ids), "id": ids}, row_group_size=3)
-    files = inventory([path], "text")
+    files = inventory([path], section())
     read = ids[:cut]
     if len(set(read)) == len(read):
         check_unique_ids(files, "id", cut)

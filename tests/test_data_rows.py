@@ -18,6 +18,7 @@ from chatspace.data import cursor
 from chatspace.data.conversations import first_assistant_text
 from chatspace.data.inventory import inventory
 from chatspace.data.rows import PreparedRows, SplitReader
+from chatspace.data.selection import RowRange
 from chatspace.errors import InputError
 from chatspace.shards.records import ShardSpan
 from chatspace.spec.dataset import DatasetSection
@@ -41,8 +42,15 @@ def make_reader(
     paths: list[Path], keep_columns: tuple[str, ...] = (), **dataset: Any
 ) -> SplitReader:
     section = DatasetSection(source="parquet", path="unused", **dataset)
-    files = inventory(paths, section.text_field, conversation=section.extract_first_assistant)
-    return SplitReader(section, label="data", split="train", files=files, keep_columns=keep_columns)
+    files = inventory(paths, section)
+    return SplitReader(
+        section,
+        label="data",
+        split="train",
+        files=files,
+        selection=RowRange(),
+        keep_columns=keep_columns,
+    )
 
 
 def span(start: int, stop: int) -> ShardSpan:
@@ -162,7 +170,7 @@ def test_read_consecutive_spans_decode_a_huge_row_group_once(
 
 def test_read_large_rows_come_in_small_batches(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": [f"{i}" * (1 << 20) for i in range(10)] * 8})
-    (file,) = inventory([path], "text")
+    (file,) = inventory([path], DatasetSection(source="parquet", path="unused"))
     assert cursor._batch_rows(file, 0) * (1 << 20) <= 2 * cursor._BATCH_BYTES or (
         file.text_bytes[0] < 80 << 20  # a dictionary made it small
     )

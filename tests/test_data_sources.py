@@ -61,6 +61,14 @@ def test_find_files_several_splits_never_share_a_file(tmp_path: Path) -> None:
         names(tmp_path, tmp_path / "*.parquet", "test", splits=("train", "test"))
 
 
+def test_find_files_folder_of_other_splits_is_not_this_one(tmp_path: Path) -> None:
+    fill(tmp_path, "train-1.parquet", "test.parquet")
+    with pytest.raises(InputError, match=r"split dev; .* the folder has test\.parquet, train-1"):
+        names(tmp_path, tmp_path, "dev")
+    both = ["test.parquet", "train-1.parquet"]
+    assert names(tmp_path, tmp_path, "everything") == both
+
+
 def test_find_files_placeholder_stands_for_the_split(tmp_path: Path) -> None:
     fill(tmp_path, "x/train/1.parquet", "x/test/2.parquet", "y-test.parquet")
     splits = {"splits": ("train", "test")}

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chatspace.data import hub, staging
+from chatspace.data import hub, staged_folder, staged_split, staging
 from chatspace.data.inventory import check_unique_ids, inventory
-from chatspace.data.staging import StagedSplit, stage_split
+from chatspace.data.staged_split import StagedSplit
+from chatspace.data.staging import stage_split
 from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.spec.dataset import DatasetSection
 
@@ -80,7 +81,7 @@ def test_stage_jsonl_keeps_every_value(tmp_path: Path, workspace: Path) -> None:
     assert [row["x"] for row in found] == [1.0, 1.5, None]
     assert [row["tags"] for row in found] == [[], ["a"], None]
     assert found[1]["deep"] == {"a": [{"b": True}]}
-    assert inventory(staged.files, "text")[0].rows == 3
+    assert inventory(staged.files, DatasetSection(source="parquet", path="x"))[0].rows == 3
 
 
 def test_stage_jsonl_gz_byte_order_mark_and_long_line(tmp_path: Path, workspace: Path) -> None:
@@ -270,7 +271,7 @@ def test_stage_damaged_part_is_staged_again(tmp_path: Path, workspace: Path) -> 
 def test_stage_leftovers_of_a_killed_process_are_removed(tmp_path: Path, workspace: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"text": "a"})
     folder = workspace / "datasets/processed/data"
-    mine = staging.temp_path(folder / "train").name.removesuffix(f"{os.getpid()}.tmp")
+    mine = staged_folder.temp_path(folder / "train").name.removesuffix(f"{os.getpid()}.tmp")
     for name in (f"{mine}999999999.tmp", f"{mine}{os.getpid()}.tmp", f"{mine}1.tmp"):
         (folder / name).mkdir(parents=True)
     stage(path, "jsonl", workspace)
@@ -284,7 +285,7 @@ def test_stage_full_disk_names_the_folder_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28]")
 
     path = jsonl(tmp_path / "a.jsonl", {"text": "a"})
-    monkeypatch.setattr(staging.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(staged_folder.pq.ParquetWriter, "write_table", full)
     with pytest.raises(OutputError, match=r"Cannot write: .*/train; No space left on device"):
         stage(path, "jsonl", workspace)
     assert not workspace.exists()
@@ -303,8 +304,8 @@ def test_stage_file_in_the_way_of_the_workspace_is_an_output_error(
 def test_stage_many_rows_make_several_groups_and_parts(
     tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_GROUP_ROWS", 8192)
-    monkeypatch.setattr(staging, "_PART_BYTES", 300_000)
+    monkeypatch.setattr(staged_folder, "_GROUP_ROWS", 8192)
+    monkeypatch.setattr(staged_folder, "_PART_BYTES", 300_000)
     path = jsonl(tmp_path / "a.jsonl", *({"text": f"row {i:06d}"} for i in range(40_000)))
     staged = stage(path, "jsonl", workspace)
     assert len(staged.files) > 1
@@ -445,7 +446,7 @@ def test_stage_ids_are_checked_once_for_each_field_and_number_of_rows(
         checked.append((id_field, max_rows))
         check_unique_ids(files, id_field, max_rows, **options)
 
-    monkeypatch.setattr(staging, "check_unique_ids", check)
+    monkeypatch.setattr(staged_split, "check_unique_ids", check)
     lines = [{"text": "a", "id": 1, "n": 1}, {"text": "b", "id": 2, "n": 2}, {"id": 2, "n": 3}]
     path = jsonl(tmp_path / "a.jsonl", *lines)
     stage(path, "jsonl", workspace)

@@ -1,14 +1,18 @@
-"""Turns of a conversation, in the shapes that datasets give them."""
+"""Turns of a conversation, in the shapes that datasets give them, and what is embedded of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from chatspace.spec.dataset import Conversation
+
 _ASSISTANT_ROLES = frozenset({"assistant", "model"})
-# ShareGPT's name for the assistant. Only under its own key: a `role` of gpt may be anything.
-_SHAREGPT_ROLES = _ASSISTANT_ROLES | {"gpt"}
+_USER_ROLES = frozenset({"user"})
+# ShareGPT's names. Only under its own key: a `role` of gpt may be anything.
+_SHAREGPT_ASSISTANT = _ASSISTANT_ROLES | {"gpt"}
+_SHAREGPT_USER = _USER_ROLES | {"human"}
 
 
 def first_assistant_text(conversation: Any) -> str | None:
@@ -22,14 +26,46 @@ def first_assistant_text(conversation: Any) -> str | None:
         conversation: a list of turns, a struct of lists (`{role: [...], content: [...]}`), or
             either as JSON text.
     """
+    turns = (turn for turn in _turns(conversation) if _is_assistant(turn))
+    return next((text for turn in turns if (text := _content(turn))), None)
+
+
+def last_user_text(conversation: Any) -> str | None:
+    """Returns the content of the last turn of the user that is not blank, None without one.
+
+    The user is `role: user`, in ShareGPT's form also `from: human`.
+
+    Args:
+        conversation: as in `first_assistant_text`.
+    """
+    turns = [turn for turn in _turns(conversation) if _is_user(turn)]
+    return next((text for turn in reversed(turns) if (text := _content(turn))), None)
+
+
+def all_turns_text(conversation: Any) -> str | None:
+    """Returns every turn that is not blank as `role: content`, blank lines between, or None.
+
+    Roles are lower-cased; ShareGPT's human and gpt are written as user and assistant, so that a
+    conversation gives the same text in either form. A turn without a role is its content alone.
+
+    Args:
+        conversation: as in `first_assistant_text`.
+    """
+    parts = []
     for turn in _turns(conversation):
-        if not _is_assistant(turn):
-            continue
-        content = turn.get("content")
-        text = _text(turn.get("value") if content is None else content)
-        if text and not text.isspace():
-            return text
-    return None
+        text = _content(turn)
+        if text:
+            role = _role(turn)
+            parts.append(f"{role}: {text}" if role else text)
+    return "\n\n".join(parts) or None
+
+
+# What is embedded of a conversation, and why a row without it is skipped.
+RENDERINGS: dict[Conversation, tuple[Callable[[Any], str | None], str]] = {
+    "first_assistant": (first_assistant_text, "no_assistant_turn"),
+    "all_turns": (all_turns_text, "no_turns"),
+    "last_user": (last_user_text, "no_user_turn"),
+}
 
 
 def _turns(conversation: Any) -> Iterator[dict[str, Any]]:
@@ -50,11 +86,34 @@ def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_assistant(turn: dict[str, Any]) -> bool:
-    for key, roles in (("role", _ASSISTANT_ROLES), ("from", _SHAREGPT_ROLES)):
-        role = turn.get(key)
-        if isinstance(role, str) and role.strip().lower() in roles:
-            return True
-    return False
+    return _has_role(turn, _ASSISTANT_ROLES, _SHAREGPT_ASSISTANT)
+
+
+def _is_user(turn: dict[str, Any]) -> bool:
+    return _has_role(turn, _USER_ROLES, _SHAREGPT_USER)
+
+
+def _has_role(turn: dict[str, Any], roles: frozenset[str], sharegpt: frozenset[str]) -> bool:
+    return any(
+        isinstance(role := turn.get(key), str) and role.strip().lower() in known
+        for key, known in (("role", roles), ("from", sharegpt))
+    )
+
+
+def _role(turn: dict[str, Any]) -> str:
+    if _is_assistant(turn):
+        return "assistant"
+    if _is_user(turn):
+        return "user"
+    named = (turn.get(key) for key in ("role", "from"))
+    return next((role.strip().lower() for role in named if isinstance(role, str)), "")
+
+
+def _content(turn: dict[str, Any]) -> str | None:
+    """Returns the text of a turn, None where it is blank or no text."""
+    content = turn.get("content")
+    text = _text(turn.get("value") if content is None else content)
+    return text if text and not text.isspace() else None
 
 
 def _text(content: Any) -> str | None:

@@ -22,6 +22,10 @@ _BATCH_ROWS = 8192
 _TIMEOUT_S = 10.0
 
 
+class ScriptDataset(Exception):
+    """A dataset is made by a script of its own, which `datasets` does not run any more."""
+
+
 def resolve_revision(dataset: DatasetSection) -> str | None:
     """Returns the commit that the revision names now, None where the hub is out of reach."""
     if dataset.revision is not None and _COMMIT.fullmatch(dataset.revision):
@@ -38,7 +42,7 @@ def _ask_hub(dataset: DatasetSection) -> str | None:
     """Returns the commit that the revision names now; asks once, without retries."""
     from huggingface_hub import HfApi
 
-    with _quiet():
+    with quiet_hub():
         info = HfApi().dataset_info(
             str(dataset.name), revision=dataset.revision, timeout=_TIMEOUT_S
         )
@@ -64,16 +68,17 @@ def read_hub(dataset: DatasetSection, split: str, revision: str | None) -> tuple
         InputError: the dataset, its subset or its split does not exist, or the hub is out of reach
             and the cache does not have it.
         SpecError: `name` is a local folder.
+        ScriptDataset: it has to be had in the form that the hub converted it to.
     """
     if Path(str(dataset.name)).exists():
         raise SpecError(
             f"Not a hub dataset: dataset.name={shown(dataset.name)} exists here. For local files "
-            "write source: parquet (or jsonl, csv, arrow) and path."
+            "write source: parquet (or jsonl, csv, arrow, text) and path."
         )
     # `datasets` itself tries again and again for half a minute before it looks into its cache.
     is_pinned = dataset.revision is not None and revision == dataset.revision
     in_reach = _is_in_reach(dataset) if revision is None or is_pinned else True
-    with _quiet(), ExitStack() as stack:
+    with quiet_hub(), ExitStack() as stack:
         if not in_reach:
             stack.enter_context(_offline())
         loaded = _load(dataset, split, revision or dataset.revision)
@@ -95,23 +100,25 @@ def _load(dataset: DatasetSection, split: str, revision: str | None) -> Any:
         return load_dataset(str(dataset.name), dataset.subset, split=split, revision=revision)
     except DatasetNotFoundError as error:
         raise InputError(
-            f"No such dataset: {place}; {_first_line(error)}. Check name and revision; for a gated "
+            f"No such dataset: {place}; {first_line(error)}. Check name and revision; for a gated "
             "one, log in with `hf auth login`."
         ) from error
     except (ConnectionError, TimeoutError) as error:
         raise InputError(
-            f"Hub out of reach: {place}; {_first_line(error)}. Run setup once where there is "
+            f"Hub out of reach: {place}; {first_line(error)}. Run setup once where there is "
             "internet (the login node): it stages the dataset."
         ) from error
     except Exception as error:
+        if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
+            raise ScriptDataset from error
         raise InputError(
             f"Cannot load: {place}, subset {dataset.subset or 'default'}, split {split}; "
-            f"{_first_line(error)}. Check subset and split."
+            f"{first_line(error)}. Check subset and split."
         ) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Silences the libraries' warnings and progress bars: what goes wrong, our one error says."""
     import datasets
 
@@ -171,6 +178,7 @@ def _commit_in_cache(loaded: Any) -> str | None:
     return name if _COMMIT.fullmatch(name) else None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, not too long."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".")

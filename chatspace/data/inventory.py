@@ -14,47 +14,45 @@ import pyarrow as pa
 from chatspace.data.inputs import InputFile
 from chatspace.data.parquet import (
     check_column,
-    check_text_column,
-    leaf_columns,
     open_parquet,
     reading,
     shown_type,
 )
+from chatspace.data.selection import RowRange, Selection
+from chatspace.data.texts import needed_leaves, row_texts
 from chatspace.errors import InputError
+from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+
+Ints = npt.NDArray[np.int64]
 
 # Footers are small reads; on a network file system their latency is what costs.
 _THREADS = 16
 _ID_BATCH_ROWS = 65536
+_TRIED_ROWS = 8
 
 
 def inventory(
-    paths: Sequence[Path],
-    text_field: str,
-    *,
-    conversation: bool = False,
-    id_field: str | None = None,
-    keep_columns: Sequence[str] = (),
+    paths: Sequence[Path], dataset: DatasetSection, *, keep_columns: Sequence[str] = ()
 ) -> list[InputFile]:
     """Returns what each Parquet file holds, in the order of `paths`; only footers are read.
 
+    Of a template, the first rows are rendered too.
+
     Args:
         paths: absolute paths.
-        text_field: column that is embedded.
-        conversation: whether that column holds turns.
-        id_field: column of the ids, which must exist.
+        dataset: says what is embedded, and the column of the ids, which must exist.
         keep_columns: further columns that must exist.
 
     Raises:
         InputError: a file is missing, truncated or no Parquet; a column is missing or of a wrong
             type; there are no rows at all.
     """
-    look = partial(
-        _look, text_field=text_field, conversation=conversation, id_field=id_field,
-        keep_columns=keep_columns,
-    )  # fmt: skip
+    look = partial(_look, dataset=dataset, keep_columns=keep_columns)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(look, paths))
+    if dataset.template is not None and dataset.where is None:
+        _try_first_rows(files, dataset)
     if not any(file.rows for file in files):
         first = f" such as {shown(paths[0])}" if paths else ""
         raise InputError(
@@ -66,31 +64,37 @@ def inventory(
 def check_unique_ids(
     files: Sequence[InputFile],
     id_field: str,
-    max_rows: int,
+    n_rows: int,
     *,
+    selection: Selection | None = None,
     place: Callable[[int], str] | None = None,
 ) -> None:
-    """Proves that no id stands twice in the first `max_rows` rows; memory is 8 bytes a row.
+    """Proves that no id stands twice in the rows that are read; memory is 8 bytes for each.
 
     A first pass compares 64-bit hashes; where two are equal, a second pass compares the ids.
 
     Args:
         files: the split's files, in order.
         id_field: column of the ids.
-        max_rows: rows of the split that are looked at.
+        n_rows: how many rows are read.
+        selection: which rows of the split they are [the first ones].
         place: gives where a row of the split comes from, as errors name it [row of a file].
 
     Raises:
         InputError: an id is null or stands twice, or the column's type gives no ids.
     """
-    ids_of = partial(_id_batches, files, id_field, max_rows, place or partial(_place, files))
-    hashes = np.empty(min(max_rows, sum(file.rows for file in files)), dtype=np.int64)
-    for row, ids in ids_of():
-        hashes[row : row + len(ids)] = _hashes(ids)
+    named = place or partial(_place, files)
+    ids_of = partial(_id_batches, files, id_field, (selection or RowRange(), n_rows), named)
+    hashes = np.empty(min(n_rows, sum(file.rows for file in files)), dtype=np.int64)
+    position = 0
+    for _, ids in ids_of():
+        hashes[position : position + len(ids)] = _hashes(ids)
+        position += len(ids)
+    hashes = hashes[:position]
     hashes.sort()
     suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspects):
-        _refuse_duplicates(ids_of(), id_field, suspects, place or partial(_place, files))
+        _refuse_duplicates(ids_of(), id_field, suspects, named)
 
 
 def check_id_column(type_: pa.DataType, id_field: str, path: Path | str) -> None:
@@ -106,33 +110,26 @@ def check_id_column(type_: pa.DataType, id_field: str, path: Path | str) -> None
         )
 
 
-def id_strings(column: pa.Array, id_field: str, path: str, first_row: int) -> pa.Array:
-    """Returns ids as strings; `column` begins at `first_row` of the file `path`.
+def id_strings(column: pa.Array, id_field: str, path: str, place: Callable[[int], str]) -> pa.Array:
+    """Returns ids as strings; `place` names the row at an offset, for errors.
 
     Raises:
         InputError: an id is null, or the type gives no ids.
     """
     check_id_column(column.type, id_field, path)
-    return _id_strings(
-        column, id_field, lambda offset: f"row {first_row + offset} of {shown(Path(path))}"
-    )
+    return _id_strings(column, id_field, place)
 
 
-def _look(
-    path: Path, *, text_field: str, conversation: bool, id_field: str | None,
-    keep_columns: Sequence[str],
-) -> InputFile:  # fmt: skip
+def _look(path: Path, *, dataset: DatasetSection, keep_columns: Sequence[str]) -> InputFile:
     with open_parquet(path) as file, reading(path):
         stat = path.stat()
         schema, footer = file.schema_arrow, file.metadata
-        type_ = check_column(schema, text_field, path, "dataset.text_field")
-        check_text_column(type_, text_field, path, conversation)
-        if id_field is not None:
-            check_column(schema, id_field, path, "dataset.id_field")
+        leaves = needed_leaves(dataset, schema, path)
+        if dataset.id_field is not None:
+            check_column(schema, dataset.id_field, path, "dataset.id_field")
         for name in keep_columns:
             check_column(schema, name, path, "output.keep_columns")
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-        leaves = leaf_columns(schema, text_field)
         return InputFile(
             path=str(path),
             bytes=stat.st_size,
@@ -144,6 +141,24 @@ def _look(
                 for group in groups
             ),
         )
+
+
+def _try_first_rows(files: Sequence[InputFile], dataset: DatasetSection) -> None:
+    """Renders a few rows, so that a template that fails on all of them fails here, not in tasks."""
+    for file in files:
+        with open_parquet(file.path) as parquet, reading(file.path):
+            leaves = needed_leaves(dataset, parquet.schema_arrow, file.path)
+            columns = [parquet.metadata.schema.column(leaf).path for leaf in leaves]
+            batch = next(parquet.iter_batches(_TRIED_ROWS, columns=columns), None)
+            if batch is not None:
+                place = partial(_row_of_file, file.path)
+                for _ in row_texts(dataset, batch, file.path, place):
+                    pass
+                return
+
+
+def _row_of_file(path: str, row: int) -> str:
+    return f"row {row} of {shown(Path(path))}"
 
 
 def _id_strings(column: pa.Array, id_field: str, place: Callable[[int], str]) -> pa.Array:
@@ -160,27 +175,34 @@ def _id_strings(column: pa.Array, id_field: str, place: Callable[[int], str]) ->
 
 
 def _id_batches(
-    files: Sequence[InputFile], id_field: str, max_rows: int, place: Callable[[int], str]
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields ids as strings with the absolute row of the first."""
+    files: Sequence[InputFile],
+    id_field: str,
+    read: tuple[Selection, int],
+    place: Callable[[int], str],
+) -> Iterator[tuple[Ints, list[str]]]:
+    """Yields ids as strings with their rows in the split."""
+    selection, n_left = read
     row = 0
     for file in files:
         with open_parquet(file.path) as parquet:
             type_ = check_column(parquet.schema_arrow, id_field, file.path, "dataset.id_field")
             check_id_column(type_, id_field, file.path)
             batches = parquet.iter_batches(_ID_BATCH_ROWS, columns=[id_field])
-            while row < max_rows:
+            while n_left:
                 with reading(file.path):
                     batch = next(batches, None)
                 if batch is None:
                     break
-                column = batch.column(id_field).slice(0, max_rows - row)
-                yield row, _decoded(column, id_field, partial(_shifted, place, row))
-                row += len(column)
+                rows = selection.between(row, row + batch.num_rows)[:n_left]
+                column = batch.column(id_field).take(pa.array(rows - row))
+                if len(rows):
+                    yield rows, _decoded(column, id_field, partial(_nth_place, place, rows))
+                row += batch.num_rows
+                n_left -= len(rows)
 
 
-def _shifted(place: Callable[[int], str], first_row: int, offset: int) -> str:
-    return place(first_row + offset)
+def _nth_place(place: Callable[[int], str], rows: Ints, offset: int) -> str:
+    return place(int(rows[offset]))
 
 
 def _decoded(column: pa.Array, id_field: str, place: Callable[[int], str]) -> list[str]:
@@ -204,22 +226,22 @@ def _hashes(ids: list[str]) -> npt.NDArray[np.int64]:
 
 
 def _refuse_duplicates(
-    batches: Iterator[tuple[int, list[str]]],
+    batches: Iterator[tuple[Ints, list[str]]],
     id_field: str,
     suspects: npt.NDArray[np.int64],
     place: Callable[[int], str],
 ) -> None:
     seen: dict[str, int] = {}
-    for row, ids in batches:
+    for rows, ids in batches:
         for offset in np.flatnonzero(np.isin(_hashes(ids), suspects)):
-            id_ = ids[offset]
+            id_, row = ids[offset], int(rows[offset])
             if id_ in seen:
                 raise InputError(
                     f"Duplicate id: dataset.id_field={id_field!r} is {shown(id_)} in "
-                    f"{place(seen[id_])} and in {place(row + int(offset))}. "
+                    f"{place(seen[id_])} and in {place(row)}. "
                     "Remove one, or leave id_field out to have ids made."
                 )
-            seen[id_] = row + int(offset)
+            seen[id_] = row
 
 
 def _place(files: Sequence[InputFile], row: int) -> str:

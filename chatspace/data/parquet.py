@@ -80,8 +80,8 @@ def is_text(type_: pa.DataType) -> bool:
 def is_conversation(type_: pa.DataType) -> bool:
     """Whether a column of this type can hold turns: a list of structs, the reverse, or JSON."""
     if pa.types.is_struct(type_):
-        return all(_is_list(field.type) for field in type_)
-    return is_text(type_) or (_is_list(type_) and pa.types.is_struct(type_.value_type))
+        return all(is_list(field.type) for field in type_)
+    return is_text(type_) or (is_list(type_) and pa.types.is_struct(type_.value_type))
 
 
 def check_text_column(type_: pa.DataType, name: str, path: Path | str, conversation: bool) -> None:
@@ -94,12 +94,22 @@ def check_text_column(type_: pa.DataType, name: str, path: Path | str, conversat
     if conversation and not is_conversation(type_):
         raise InputError(
             f"Not a conversation: {place}, expected a list of turns with role and content. "
-            "Name another column, or leave extract_first_assistant out."
+            "Name another column, or leave conversation (extract_first_assistant) out."
         )
     if not conversation and not is_text(type_):
-        turns = is_conversation(type_)
-        advice = "Set extract_first_assistant: true" if turns else "Name a column of text"
-        raise InputError(f"Not text: {place}, expected a string. {advice}.")
+        raise InputError(f"Not text: {place}, expected a string. {_text_advice(type_, name)}.")
+
+
+def _text_advice(type_: pa.DataType, name: str) -> str:
+    """Returns what to write for a column that holds its text further down."""
+    if is_conversation(type_):
+        return "Set conversation: first_assistant, all_turns or last_user"
+    if is_list(type_) and is_text(type_.value_type):
+        return f"Name its items, {name}[] or {name}[0]"
+    if pa.types.is_struct(type_):
+        inner = [field.name for field in type_ if is_text(field.type)]
+        return f"Name one of its fields, such as {name}.{inner[0]}" if inner else "Name another"
+    return "Name a column of text"
 
 
 def shown_type(type_: pa.DataType) -> str:
@@ -111,21 +121,23 @@ def shown_type(type_: pa.DataType) -> str:
 def leaf_columns(schema: pa.Schema, name: str) -> range:
     """Returns the indices of the Parquet columns that make up the top-level column `name`."""
     index = schema.get_field_index(name)
-    before = sum(_leaves(schema.field(i).type) for i in range(index))
-    return range(before, before + _leaves(schema.field(index).type))
+    before = sum(n_leaves(schema.field(i).type) for i in range(index))
+    return range(before, before + n_leaves(schema.field(index).type))
 
 
-def _leaves(type_: pa.DataType) -> int:
+def n_leaves(type_: pa.DataType) -> int:
+    """Returns how many Parquet columns a column of this type is stored as."""
     if pa.types.is_struct(type_):
-        return sum(_leaves(field.type) for field in type_)
+        return sum(n_leaves(field.type) for field in type_)
     if pa.types.is_map(type_):
-        return _leaves(type_.key_type) + _leaves(type_.item_type)
-    if _is_list(type_):
-        return _leaves(type_.value_type)
+        return n_leaves(type_.key_type) + n_leaves(type_.item_type)
+    if is_list(type_):
+        return n_leaves(type_.value_type)
     return 1
 
 
-def _is_list(type_: pa.DataType) -> bool:
+def is_list(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
     return bool(
         pa.types.is_list(type_)
         or pa.types.is_large_list(type_)

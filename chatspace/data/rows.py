@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from chatspace.data.conversations import first_assistant_text
 from chatspace.data.cursor import Chunk, Cursor
 from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import id_strings
 from chatspace.data.jsonable import json_objects, python_values
+from chatspace.data.selection import Selection
+from chatspace.data.texts import row_texts
 from chatspace.errors import InputError
 from chatspace.shards.records import ShardSpan
 from chatspace.spec.dataset import DatasetSection
-
-_INVALID = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,7 @@ class PreparedRows:
         ids: (n_kept,) strings.
         texts: (n_kept,) what is embedded; never blank.
         metadata: (n_kept,) strings, a JSON object each.
-        skipped: rows left out, by reason: `null_text`, `empty_text` (nothing but whitespace),
-            `no_assistant_turn`, `invalid_utf8`.
+        skipped: rows left out, by reason, as `RowText` lists them.
     """
 
     row_index: npt.NDArray[np.int64]
@@ -57,12 +55,14 @@ class SplitReader:
         label: str,
         split: str,
         files: Sequence[InputFile],
+        selection: Selection,
         keep_columns: Sequence[str],
     ) -> None:
         self._dataset = dataset
         self._id_prefix = f"{label}/{split}/"
         self._keep_columns = tuple(keep_columns)
         self._files = tuple(files)
+        self._selection = selection
         self._cursor = self._cursor_at(0)
 
     def read(self, span: ShardSpan) -> PreparedRows:
@@ -71,7 +71,7 @@ class SplitReader:
         Raises:
             InputError: a file is missing, damaged, or not the one that was planned with.
         """
-        if self._cursor.row != span.row_start:
+        if self._cursor.position != span.row_start:
             self._cursor.close()
             self._cursor = self._cursor_at(span.row_start)
         rows = _Rows()
@@ -84,50 +84,43 @@ class SplitReader:
             raise
         return rows.joined(span)
 
-    def _cursor_at(self, row: int) -> Cursor:
-        return Cursor(self._files, row, self._dataset, self._keep_columns)
+    def _cursor_at(self, position: int) -> Cursor:
+        return Cursor(self._files, self._selection, position, self._dataset, self._keep_columns)
 
     def _prepare(self, chunk: Chunk, rows: _Rows) -> None:
-        values = python_values(chunk.batch.column(self._dataset.text_field), _INVALID)
         kept: list[int] = []
-        for offset, value in enumerate(values):
-            text = self._text(value, rows.skipped)
-            if text is not None:
-                kept.append(offset)
-                rows.texts.append(text)
+        conversations: list[Any] = []
+        for offset, row in enumerate(
+            row_texts(self._dataset, chunk.batch, chunk.path, chunk.place)
+        ):
+            if row.text is None:
+                rows.skipped[row.reason] += 1
+                continue
+            kept.append(offset)
+            rows.texts.append(row.text)
+            conversations.append(row.original)
         offsets = np.array(kept, dtype=np.int64)
-        rows.row_index.append(offsets + chunk.row)  # (n_kept,)
+        rows.row_index.append(chunk.rows[offsets])  # (n_kept,)
         rows.ids.append(self._ids(chunk, offsets))
-        rows.metadata.append(self._metadata(chunk, values, kept))
-
-    def _text(self, value: Any, skipped: Counter[str]) -> str | None:
-        if value is _INVALID:
-            skipped["invalid_utf8"] += 1
-        elif value is None:
-            skipped["null_text"] += 1
-        elif self._dataset.extract_first_assistant:
-            return _assistant_text(value, skipped)
-        elif not value or value.isspace():
-            skipped["empty_text"] += 1
-        else:
-            return str(value)
-        return None
+        rows.metadata.append(self._metadata(chunk, conversations, kept))
 
     def _ids(self, chunk: Chunk, offsets: npt.NDArray[np.int64]) -> pa.Array:
         name = self._dataset.id_field
         if name is None:
-            rows = (offsets + chunk.row).tolist()
+            rows = chunk.rows[offsets].tolist()
             return pa.array([f"{self._id_prefix}{row}" for row in rows], pa.string())
-        ids = id_strings(chunk.batch.column(name), name, chunk.path, chunk.file_row)
+        ids = id_strings(chunk.batch.column(name), name, chunk.path, chunk.place)
         return ids.take(pa.array(offsets))
 
-    def _metadata(self, chunk: Chunk, originals: list[Any], kept: list[int]) -> pa.Array:
-        columns = {name: python_values(chunk.batch.column(name)) for name in self._keep_columns}
-        if self._dataset.extract_first_assistant:
-            columns[self._dataset.text_field] = originals
-        if not columns:
+    def _metadata(self, chunk: Chunk, conversations: list[Any], kept: list[int]) -> pa.Array:
+        wanted = {}
+        for name in self._keep_columns:
+            values = python_values(chunk.batch.column(name))
+            wanted[name] = [values[at] for at in kept]
+        if self._dataset.turns is not None:
+            wanted[self._dataset.text_field] = conversations
+        if not wanted:
             return pa.repeat(pa.scalar("{}"), len(kept))
-        wanted = {name: [values[at] for at in kept] for name, values in columns.items()}
         return pa.array(json_objects(wanted, len(kept)), pa.string())
 
 
@@ -149,19 +142,6 @@ class _Rows:
             metadata=_concatenated(self.metadata, span),
             skipped=dict(sorted(self.skipped.items())),
         )
-
-
-def _assistant_text(conversation: Any, skipped: Counter[str]) -> str | None:
-    text = first_assistant_text(conversation)
-    if text is None:
-        skipped["no_assistant_turn"] += 1
-        return None
-    try:
-        text.encode()  # JSON escapes can carry half of a surrogate pair
-    except UnicodeEncodeError:
-        skipped["invalid_utf8"] += 1
-        return None
-    return text
 
 
 def _concatenated(parts: list[pa.Array], span: ShardSpan) -> pa.Array:

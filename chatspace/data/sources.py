@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from chatspace.data.opening import with_compression
 from chatspace.data.parquet import reading
 from chatspace.errors import InputError, SpecError
+from chatspace.layout import path_component
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
@@ -18,10 +20,14 @@ from chatspace.spec.problems import nearest
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
-    "csv": (".csv", ".csv.gz"),
+    "jsonl": with_compression(".jsonl", ".ndjson"),
+    "csv": with_compression(".csv"),
     "arrow": (".arrow", ".feather"),
+    "text": with_compression(".txt", ".text", ".md"),
 }
+
+STATE_NAME = "state.json"
+_USUAL_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
 def find_files(dataset: DatasetSection, split: str) -> list[Path]:
@@ -29,7 +35,7 @@ def find_files(dataset: DatasetSection, split: str) -> list[Path]:
 
     `path` is a file, a glob, or a folder. Of a folder, the files are those in `<split>/`, else
     `<split>.ext` and `<split>-*.ext`, else, where the run has one split only or `{split}` stands in
-    `path`, all files with the source's extension.
+    `path`, all files with the source's extension, unless they are named after other usual splits.
 
     Raises:
         InputError: no file is there.
@@ -43,21 +49,38 @@ def find_files(dataset: DatasetSection, split: str) -> list[Path]:
         if path.is_dir():
             found = _in_folder(path, split, dataset, all_files=names_split)
         else:
-            _refuse_shared(dataset, names_split)
+            refuse_shared(dataset, names_split)
             found = [path] if path.exists() else _globbed(path)
         if not found:
             raise InputError(_nothing_found(path, split, dataset))
     return found
 
 
+def dataset_label(dataset: DatasetSection) -> str:
+    """Returns the name of the dataset in paths and rows.
+
+    That is its name and subset, else the last part of its path that is no pattern, without the
+    extension of a file.
+    """
+    if dataset.name is not None:
+        parts = [dataset.name, *([dataset.subset] if dataset.subset else [])]
+        return path_component("__".join(parts))
+    assert dataset.path is not None
+    unfit, ends = ("", ".", ".."), EXTENSIONS[dataset.source]
+    names = [part for part in dataset.path.split("/") if not set("*?[{$~") & set(part)]
+    fixed = [name for part in names if (name := _stem(part, ends)) not in unfit]
+    return fixed[-1] if fixed else "dataset"
+
+
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Returns paths sorted with the numbers in their names as numbers, the same everywhere."""
+    return sorted(paths, key=lambda path: natural_key(str(path)))
 
-    def key(path: Path) -> tuple[list[str | int], str]:
-        parts = re.split(r"([0-9]+)", str(path))  # text and digits alternate, so keys compare
-        return [int(p) if i % 2 else p for i, p in enumerate(parts)], str(path)
 
-    return sorted(paths, key=key)
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Returns what a name is sorted by in natural order: 2 goes before 10."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits alternate, so keys compare
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
 
 
 def _located(text: str, split: str) -> Path:
@@ -78,11 +101,30 @@ def _in_folder(folder: Path, split: str, dataset: DatasetSection, all_files: boo
     if inner.is_dir():
         return _listed(inner, extensions)
     files = _listed(folder, extensions)
-    stems = {file: _stem(file, extensions) for file in files}
-    own = [f for f in files if stems[f] == split or stems[f].startswith(f"{split}-")]
-    if own:
-        return own
-    return files if all_files or len(dataset.split_names) == 1 else []
+    own = own_names([file.name for file in files], split, dataset, all_files=all_files)
+    return [file for file in files if file.name in own]
+
+
+def own_names(
+    names: Sequence[str], split: str, dataset: DatasetSection, *, all_files: bool
+) -> set[str]:
+    """Returns those of a folder's files that make up a split, by their names.
+
+    Args:
+        names: files with the source's extension.
+        split: name of the split.
+        dataset: the dataset that it is a split of.
+        all_files: whether the folder is the split's alone.
+    """
+    extensions = EXTENSIONS[dataset.source]
+    stems = {name: _stem(name, extensions) for name in names}
+    own = {n for n in names if stems[n] == split or stems[n].startswith(f"{split}-")}
+    if own or all_files:
+        return own or set(names)
+    # A folder that holds nothing but other splits does not hold this one.
+    firsts = {stem.partition("-")[0] for stem in stems.values()}
+    is_of_others = split in _USUAL_SPLITS and firsts <= _USUAL_SPLITS
+    return set(names) if len(dataset.split_names) == 1 and not is_of_others else set()
 
 
 def _listed(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
@@ -93,21 +135,31 @@ def _listed(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
 
 def _saved_by_datasets(folder: Path) -> list[Path]:
     """Returns the files of a `Dataset.save_to_disk` folder in its own order, else nothing."""
-    state = folder / "state.json"
+    state = folder / STATE_NAME
     if not state.is_file():
         return []
+    with reading(state):
+        content = state.read_bytes()
+    return [folder / name for name in saved_names(content, shown(state))]
+
+
+def saved_names(content: bytes, place: str) -> list[str]:
+    """Returns the files that the `state.json` of `Dataset.save_to_disk` lists, in order.
+
+    Raises:
+        InputError: it does not list them.
+    """
     try:
-        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [str(entry["filename"]) for entry in json.loads(content)["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"Damaged dataset: {shown(state)} does not list its files. Save the dataset again."
+            f"Damaged dataset: {place} does not list its files. Save the dataset again."
         ) from error
-    return [folder / name for name in names]
 
 
-def _stem(path: Path, extensions: tuple[str, ...]) -> str:
-    longest = max((e for e in extensions if path.name.endswith(e)), key=len)
-    return path.name.removesuffix(longest)
+def _stem(name: str, extensions: tuple[str, ...]) -> str:
+    fitting = [end for end in extensions if name.endswith(end)]
+    return name.removesuffix(max(fitting, key=len, default=""))
 
 
 def _globbed(pattern: Path) -> list[Path]:
@@ -115,7 +167,12 @@ def _globbed(pattern: Path) -> list[Path]:
     return natural_order(path for path in found if path.is_file())
 
 
-def _refuse_shared(dataset: DatasetSection, names_split: bool) -> None:
+def refuse_shared(dataset: DatasetSection, names_split: bool) -> None:
+    """Refuses one path for several splits that is no folder and does not say `{split}`.
+
+    Raises:
+        SpecError: the splits would read the same files.
+    """
     if len(dataset.split_names) > 1 and not names_split:
         raise SpecError(
             f"Same files for several splits: dataset.path={shown(dataset.path)}; splits are "

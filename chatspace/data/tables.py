@@ -7,20 +7,19 @@ is written, and once more for the batches. No more than a batch is held.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import logging
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
 
+from chatspace.data.opening import at_line, lines_of, opened
 from chatspace.data.parquet import reading
 from chatspace.data.shapes import Shape, TypeConflict
 from chatspace.errors import InputError
@@ -41,10 +40,15 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class Row:
+    """One row of a text format: the line that it begins on, and about its size in bytes."""
+
     line: int
     size: int
     values: dict[str, Any]
+
+
+RowsOf = Callable[[Path], Iterator[Row]]
 
 
 def read_jsonl(paths: Sequence[Path]) -> Table:
@@ -53,17 +57,26 @@ def read_jsonl(paths: Sequence[Path]) -> Table:
     Raises:
         InputError: a line is no JSON object, or a key's type is another than on the lines before.
     """
+    return read_objects(paths, jsonl_rows)
+
+
+def read_objects(paths: Sequence[Path], rows_of: RowsOf) -> Table:
+    """Returns a table of the objects that `rows_of` yields of each file.
+
+    Raises:
+        InputError: a file cannot be read, or a key's type is another than in the objects before.
+    """
     shape = Shape()
     for path in paths:
-        for row in _jsonl_rows(path):
+        for row in rows_of(path):
             try:
                 shape.add(row.values)
             except TypeConflict as error:
                 raise InputError(
-                    f"Type conflict: {_at(path, row.line)}; {error}. Give the key one type."
+                    f"Type conflict: {at_line(path, row.line)}; {error}. Give the key one type."
                 ) from error
     type_ = (shape.type() if shape.kind else None) or pa.struct([])
-    return Table(schema=pa.schema(list(type_)), batches=lambda: _batches(paths, _jsonl_rows, type_))
+    return Table(schema=pa.schema(list(type_)), batches=lambda: row_batches(paths, rows_of, type_))
 
 
 def read_csv(paths: Sequence[Path]) -> Table:
@@ -78,17 +91,17 @@ def read_csv(paths: Sequence[Path]) -> Table:
     header: list[str] | None = None
     for path in paths:
         found: list[str] = []
-        for row in _csv_rows(path):
+        for row in csv_rows(path):
             found = list(row.values)
             header = header or found
             if found != header:
                 raise InputError(
-                    f"Headers differ: {_at(path, 1)} has {', '.join(found)}; {shown(paths[0])} has "
-                    f"{', '.join(header)}. Make them equal."
+                    f"Headers differ: {at_line(path, 1)} has {', '.join(found)}; "
+                    f"{shown(paths[0])} has {', '.join(header)}. Make them equal."
                 )
     fields = [pa.field(name, pa.string()) for name in header or []]
     return Table(
-        schema=pa.schema(fields), batches=lambda: _batches(paths, _csv_rows, pa.struct(fields))
+        schema=pa.schema(fields), batches=lambda: row_batches(paths, csv_rows, pa.struct(fields))
     )
 
 
@@ -113,56 +126,58 @@ def read_arrow(paths: Sequence[Path]) -> Table:
     return Table(schema=schema, batches=lambda: _arrow_batches(paths, schema))
 
 
-def row_place(source: str, paths: Sequence[Path], row: int) -> str:
+def row_place(paths: Sequence[Path], rows_of: RowsOf | None, row: int) -> str:
     """Returns where a row of a table stands in its files, as errors name it; reads up to there.
 
     Args:
-        source: jsonl, csv or arrow.
         paths: the files, in order.
+        rows_of: yields the rows of a file; None for Arrow files.
         row: counted from 0 over all files.
     """
     for path in paths:
-        if source == "arrow":
+        if rows_of is None:
             with _arrow(path) as (_, batches):
                 n_rows = sum(batch.num_rows for batch in batches)
             if row < n_rows:
                 return f"row {row} of {shown(path)}"
             row -= n_rows
             continue
-        for found in (_jsonl_rows if source == "jsonl" else _csv_rows)(path):
+        for found in rows_of(path):
             if row == 0:
-                return _at(path, found.line)
+                return at_line(path, found.line)
             row -= 1
     raise AssertionError(row)
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    for line, raw in enumerate(_lines(path), start=1):
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Yields the objects of a file of JSON lines."""
+    for line, raw in enumerate(lines_of(path), start=1):
         text = raw.strip()
         if not text:
             continue
         try:
             values = json.loads(text.decode())
         except UnicodeDecodeError as error:
-            raise InputError(f"Not UTF-8: {_at(path, line)}. Convert it to UTF-8.") from error
+            raise InputError(f"Not UTF-8: {at_line(path, line)}. Convert it to UTF-8.") from error
         except RecursionError as error:
-            raise InputError(f"Invalid JSON: {_at(path, line)}; nested too deeply.") from error
+            raise InputError(f"Invalid JSON: {at_line(path, line)}; nested too deeply.") from error
         except ValueError as error:
             raise InputError(
-                f"Invalid JSON: {_at(path, line)}; {error}. Repair or remove the line."
+                f"Invalid JSON: {at_line(path, line)}; {error}. Repair or remove the line."
             ) from error
         if not isinstance(values, dict):
             raise InputError(
-                f"Not an object: {_at(path, line)} holds {shown(values, 40)}; expected "
+                f"Not an object: {at_line(path, line)} holds {shown(values, 40)}; expected "
                 '{"key": value, ...}. Repair or remove the line.'
             )
-        yield _Row(line=line, size=len(raw), values=values)
+        yield Row(line=line, size=len(raw), values=values)
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Yields the rows of a CSV file below its header."""
     # One limit for the whole process; 128 KiB, its default, is less than a long text.
     csv.field_size_limit(sys.maxsize)
-    with _damage_named(path), _opened(path) as raw:
+    with opened(path) as raw:
         # surrogateescape: a byte that is no UTF-8 is found in its row, with its line.
         text = TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text, strict=True)
@@ -175,36 +190,41 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
                     yield _csv_row(header, fields, path, reader.line_num)
         except csv.Error as error:
             raise InputError(
-                f"Invalid CSV: {_at(path, reader.line_num)}; {error}. Repair the quotes."
+                f"Invalid CSV: {at_line(path, reader.line_num)}; {error}. Repair the quotes."
             ) from error
 
 
-def _csv_row(header: list[str], fields: list[str], path: Path, line: int) -> _Row:
+def _csv_row(header: list[str], fields: list[str], path: Path, line: int) -> Row:
     if len(fields) != len(header):
         raise InputError(
-            f"Broken row: {_at(path, line)} has {len(fields)} fields, the header {len(header)}. "
-            "Quote fields that hold commas."
+            f"Broken row: {at_line(path, line)} has {len(fields)} fields, the header "
+            f"{len(header)}. Quote fields that hold commas."
         )
     size = sum(map(len, fields))
     if not all(field.isascii() or _is_unicode(field) for field in fields):
-        raise InputError(f"Not UTF-8: {_at(path, line)}. Convert the file to UTF-8.")
-    return _Row(line=line, size=size, values=dict(zip(header, fields, strict=True)))
+        raise InputError(f"Not UTF-8: {at_line(path, line)}. Convert the file to UTF-8.")
+    return Row(line=line, size=size, values=dict(zip(header, fields, strict=True)))
 
 
 def _header(fields: list[str], path: Path) -> list[str]:
     twice = {name for name in fields if fields.count(name) > 1}
     if twice:
         raise InputError(
-            f"Ambiguous column: {_at(path, 1)} names {min(twice)!r} twice. Rename one."
+            f"Ambiguous column: {at_line(path, 1)} names {min(twice)!r} twice. Rename one."
         )
     return fields
 
 
-def _batches(
-    paths: Sequence[Path], rows_of: Callable[[Path], Iterator[_Row]], type_: pa.DataType
+def row_batches(
+    paths: Sequence[Path], rows_of: RowsOf, type_: pa.DataType
 ) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of files as batches of no more than 16 MiB and a row.
+
+    Raises:
+        InputError: a value does not fit its type.
+    """
     for path in paths:
-        rows: list[_Row] = []
+        rows: list[Row] = []
         size = 0
         for row in rows_of(path):
             rows.append(row)
@@ -216,17 +236,19 @@ def _batches(
             yield _batch(rows, type_, path)
 
 
-def _batch(rows: list[_Row], type_: pa.DataType, path: Path) -> pa.RecordBatch:
+def _batch(rows: list[Row], type_: pa.DataType, path: Path) -> pa.RecordBatch:
     values = [row.values for row in rows]
     try:
         array = pa.array(values, type_)
     except UnicodeEncodeError:
         # JSON escapes can carry half of a surrogate pair, which has no UTF-8: decoders put U+FFFD.
-        log.warning("replaced=half_surrogates place=%s rows=%d", _at(path, rows[0].line), len(rows))
+        log.warning(
+            "replaced=half_surrogates place=%s rows=%d", at_line(path, rows[0].line), len(rows)
+        )
         array = pa.array([_without_surrogates(value) for value in values], type_)
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(
-            f"Type conflict: {_at(path, rows[0].line)} to {rows[-1].line}; {error}. "
+            f"Type conflict: {at_line(path, rows[0].line)} to {rows[-1].line}; {error}. "
             "Give each key one type."
         ) from error
     return pa.RecordBatch.from_struct_array(array)
@@ -248,36 +270,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with _damage_named(path), _opened(path) as file:
-        for number, line in enumerate(file):
-            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path.name.endswith(".gz"):
-        with gzip.open(path, "rb") as file:
-            yield cast(BinaryIO, file)
-    else:
-        with path.open("rb") as plain:
-            yield plain
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"Damaged gzip: {shown(path)}; {error}. Copy it again or leave it out."
-        ) from error
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {shown(path)}. Check dataset.path.") from error
-    except OSError as error:
-        raise InputError(f"Cannot read: {shown(path)}; {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -319,7 +311,3 @@ def _arrow_batches(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Reco
                 if batch is None:
                     break
                 yield batch.replace_schema_metadata(None).cast(schema)
-
-
-def _at(path: Path, line: int) -> str:
-    return f"{shown(path, 400)}:{line}"

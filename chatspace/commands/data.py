@@ -1,0 +1,168 @@
+"""The commands that bring datasets to disk as Parquet, for a run spec to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chatspace.commands.output import say, say_at_once
+
+if TYPE_CHECKING:
+    from chatspace.spec.dataset import DatasetSection
+
+
+def download_dataset(
+    name: Annotated[
+        str,
+        typer.Option("--name", help="Dataset on the hub, or a URL such as s3://bucket/folder."),
+    ],
+    split: Annotated[str, typer.Option("--split", help="The split to download.")] = "train",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", help="huggingface, or where NAME lies: s3, gs, hf, https [by NAME]."
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="Configuration of a hub dataset.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Commit, tag or branch of a hub dataset.")
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="parquet, jsonl, csv, arrow or text, of files at a URL [by NAME]."
+        ),
+    ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", help="Root of what is written [$CHATSPACE_WORKSPACE]."),
+    ] = None,
+) -> None:
+    """Bring a dataset to disk as Parquet, once."""
+    from chatspace.data.download import download
+    from chatspace.layout import resolve_workspace
+
+    section = _section(
+        {"source": source, "name": name, "subset": subset, "revision": revision, "split": split},
+        format_,
+    )
+    done = download(section, resolve_workspace(workspace), say_at_once)
+    record = done.record
+    at = f" at {record['revision'][:12]}" if record["revision"] else ""
+    came = "downloaded now" if done.is_new else "was there already"
+    say(f"{name}, split {split}{at}: {came}")
+    _say_folder(done.folder, record)
+    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {done.home}, split: {split}}}")
+
+
+def convert(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file, or a folder of files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets a folder for each split.")],
+    format_: Annotated[
+        str | None, typer.Option("--from", help="json, jsonl, csv, arrow or text [by the names].")
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Split of what does not name its own.")
+    ] = "train",
+    by_file: Annotated[
+        bool, typer.Option("--by-file", help="Each file is a split of its own, named after it.")
+    ] = False,
+    text_unit: Annotated[
+        str, typer.Option("--text-unit", help="A row of text is a line, paragraph or file.")
+    ] = "line",
+) -> None:
+    """Convert JSON, Arrow, CSV or text to Parquet.
+
+    A JSON file is a list of objects, one object, or `{"train": [{...}, ...], "test": [...]}` with
+    splits as keys. A folder is one split, of all its files in natural order, unless --by-file or
+    the keys of its JSON say otherwise. PATH/state.json marks a folder that `datasets` saved.
+    """
+    from chatspace.data.convert import Conversion
+    from chatspace.data.convert import convert as convert_files
+    from chatspace.errors import SpecError
+    from chatspace.spec.dataset import TEXT_UNITS
+
+    unit = next((known for known in TEXT_UNITS if known == text_unit), None)
+    if unit is None:
+        raise SpecError(
+            f"Unknown unit: --text-unit {text_unit}; known: {', '.join(TEXT_UNITS)}. Name one."
+        )
+    done = convert_files(
+        Conversion(path=path, out=out, format=format_, split=split, by_file=by_file, text_unit=unit)
+    )
+    for item in done:
+        say(f"split {item.split}: converted from {item.record['source']}")
+        _say_folder(item.folder, item.record)
+    names = ", ".join(item.split for item in done)
+    which = f"split: {names}" if len(done) == 1 else f"splits: [{names}]"
+    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {out.absolute()}, {which}}}")
+
+
+def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
+    """Returns what the options ask for as the dataset section of a spec."""
+    from pydantic import ValidationError
+
+    from chatspace.spec.dataset import DatasetSection
+    from chatspace.spec.document import Document
+    from chatspace.spec.problems import spec_error
+
+    source, name = values["source"], values["name"]
+    if source in (None, "huggingface") and "://" not in name:
+        values = {**values, "source": "huggingface"}
+        _refuse_format(format_)
+    else:
+        _refuse_hub_options(values)
+        url = name if "://" in name else f"{source}://{name}"
+        values = {"source": format_ or _format_of(url), "path": url, "split": values["split"]}
+    values = {key: value for key, value in values.items() if value is not None}
+    try:
+        return DatasetSection.model_validate(values)
+    except ValidationError as error:
+        document = Document(values=values, where="download-dataset")
+        raise spec_error(error, DatasetSection, document) from None
+
+
+def _refuse_format(format_: str | None) -> None:
+    from chatspace.errors import SpecError
+
+    if format_ is not None:
+        raise SpecError(
+            f"No such option here: --format {format_}; the hub's datasets come as Parquet. Leave "
+            "it out, or name a URL."
+        )
+
+
+def _refuse_hub_options(values: dict[str, Any]) -> None:
+    from chatspace.errors import SpecError
+
+    name, source = values["name"], values["source"]
+    given = [f"--{key}" for key in ("subset", "revision") if values[key] is not None]
+    if given:
+        raise SpecError(
+            f"No such option here: {' and '.join(given)}; {name} is a URL, and they are for the "
+            "hub. Leave them out; a revision goes into the URL, as hf://datasets/org/name@v1."
+        )
+    if "://" in name and source not in (None, name.partition("://")[0]):
+        raise SpecError(f"Two sources: --source {source} and --name {name}. Leave --source out.")
+
+
+def _format_of(url: str) -> str:
+    from chatspace.data.sources import EXTENSIONS
+
+    last = url.partition("?")[0].rsplit("/", 1)[-1]
+    return next((name for name, ends in EXTENSIONS.items() if last.endswith(ends)), "parquet")
+
+
+def _say_folder(folder: Path, record: dict[str, Any]) -> None:
+    from chatspace.jobs.summary import format_bytes
+
+    files = "1 file" if len(record["parts"]) == 1 else f"{len(record['parts']):,} files"
+    features = [f"{name} ({type_})" for name, type_ in record["features"].items()]
+    shown = ", ".join(features[:8]) + (", ..." if len(features) > 8 else "")
+    say(f"  {record['rows']:,} rows, {format_bytes(record['bytes'])}, {files} in {folder}")
+    say(f"  columns: {shown}")
+    say(f"  checksums: {folder / 'dataset.json'}")
