@@ -61,7 +61,7 @@ def load_encoder(
     model = load_model(section, path, device)
     notes: list[str] = []
     prompt = resolve_prompt(model, section, notes)
-    limit = set_limit(model, section.max_tokens)
+    limit = set_limit(model, section)
     normalize = take_normalize(model, encode.normalize)
     tokenizer = choose_tokenizer(model, prompt, limit, notes)
     buckets = pick_buckets(encode, limit)

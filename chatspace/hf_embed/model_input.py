@@ -59,20 +59,22 @@ def resolve_prompt(model: Any, section: ModelSection, notes: list[str]) -> str:
     return prompt
 
 
-def set_limit(model: Any, max_tokens: int | None) -> int:
-    """Sets and returns the longest row in tokens, `NO_LIMIT` where the model has none.
+def set_limit(model: Any, section: ModelSection) -> int:
+    """Sets and returns the longest row or chunk in tokens, `NO_LIMIT` where nothing limits it.
 
     Raises:
-        ModelError: `max_tokens` is more than the model has positions for.
+        ModelError: the spec's limit is more than the model has positions for.
     """
+    max_tokens = section.limit_tokens
     positions = position_limit(model)
     own = min(model.max_seq_length or NO_LIMIT, positions, NO_LIMIT)
     if max_tokens is None:
         limit = int(own)
     elif max_tokens > positions:
+        key = "model.chunk_tokens" if section.chunk_tokens else "model.max_tokens"
         raise ModelError(
-            f"Too many tokens: model.max_tokens={max_tokens}; the model has {positions} positions. "
-            f"Set model.max_tokens to {positions} or less, or leave it out."
+            f"Too many tokens: {key}={max_tokens}; the model has {positions} positions. "
+            f"Set {key} to {positions} or less, or leave it out."
         )
     else:
         limit = max_tokens
@@ -122,7 +124,8 @@ def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> R
         if room < 1:
             raise ModelError(
                 f"No room for text: max_tokens={limit}; prompt and special tokens take "
-                f"{limit - room}. Raise model.max_tokens or shorten the prompt."
+                f"{limit - room}. Raise model.max_tokens, or model.chunk_tokens, or shorten the "
+                f"prompt."
             )
         if _agrees(fast, library, prompt, limit):
             return fast

@@ -17,41 +17,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from chatspace.errors import InputError, ModelError
-from chatspace.hf_embed.bucketing import Batch
+from chatspace.hf_embed.bucketing import Batch, IntArray
+from chatspace.hf_embed.chunking import ChunkedRows, Chunker, document_vectors
 from chatspace.hf_embed.encoder import Encoder, FloatArray
 from chatspace.hf_embed.flow import POLL_S, Channel, Flow
 from chatspace.hf_embed.metrics import Counters, StageClock
+from chatspace.hf_embed.reading import Reader, Rows
 from chatspace.hf_embed.tokens import Tokens
 from chatspace.plan.work import Commit, StopRequest
+from chatspace.shards.chunks import with_chunks
 from chatspace.shards.records import ShardSpan
-from chatspace.shards.table import EmbeddedRows, Vectors
+from chatspace.shards.table import Vectors
 
 WRITE_AHEAD_SHARDS = 1
 LEAVE_S = 5.0  # how long an ending slice waits for a stage that is in the middle of something
-
-
-class Rows(EmbeddedRows, Protocol):
-    """The rows of a shard as a reader prepares them, and how many it left out, by reason."""
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Rows left out, by reason."""
-        ...
-
-
-class Reader(Protocol):
-    """Reads the rows of a shard."""
-
-    def read(self, span: ShardSpan) -> Rows:
-        """Returns the rows of `span`, in input order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,29 +46,42 @@ class Settings:
     Attributes:
         prefetch_shards: shards that wait, tokenised, for the encoder.
         refuse_too_long: a row above the model's limit is an error.
-        dtype: type of the stored vectors, `float32` or `float16`.
+        dtype: how vectors are stored; `float16` is made here, so that what it cannot hold shows.
+        document_vectors: rows that are cut into chunks get a vector of their own.
     """
 
     prefetch_shards: int
     refuse_too_long: bool
     dtype: str
+    document_vectors: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class _Shard:
-    """A shard on its way through the stages."""
+    """A shard on its way through the stages; its rows are chunks where long ones are cut."""
 
     span: ShardSpan
     rows: Rows
     tokens: Tokens
     batches: Sequence[Batch]
     vectors: FloatArray  # (n_rows, dim)
+    input_row: IntArray  # (n_rows,)
+    n_left: IntArray  # chunks to do of each input row
     n_padded_left: int
     n_batches_done: int = 0
 
     @property
     def is_whole(self) -> bool:
         return self.n_batches_done == len(self.batches)
+
+    def finish(self, batch: Batch, vectors: FloatArray) -> int:
+        """Takes the vectors of a batch, and returns how many input rows are done with it."""
+        self.vectors[batch.rows] = vectors
+        self.n_batches_done += 1
+        self.n_padded_left -= batch.n_padded_tokens
+        which, n_done = np.unique(self.input_row[batch.rows], return_counts=True)
+        self.n_left[which] -= n_done
+        return int((self.n_left[which] == 0).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +100,7 @@ class Pipeline:
     Attributes:
         to_table: makes the table of a shard from its rows and vectors.
         commit: writes a shard.
+        chunker: cuts rows that are too long; None leaves them whole.
         flow: what the stages share; the caller may have begun it earlier.
         n_taken: shards begun so far.
         n_committed: shards written so far.
@@ -115,6 +114,7 @@ class Pipeline:
     stop: StopRequest
     settings: Settings
     counters: Counters
+    chunker: Chunker | None = None
     flow: Flow = field(default_factory=Flow)
     n_taken: int = 0
     n_committed: int = 0
@@ -183,26 +183,33 @@ class Pipeline:
         self._loaded.put(None, clock)
 
     def _load_shard(self, span: ShardSpan) -> _Shard:
-        rows = self.reader.read(span)
-        tokens = self.encoder.tokenizer.tokenize(rows.texts, check=self.flow.check)
+        rows, tokens = self._tokenized(self.reader.read(span))
         if self.settings.refuse_too_long and tokens.truncated.any():
             raise self._too_long(rows, int(np.flatnonzero(tokens.truncated)[0]))
         batches = self.encoder.plan(tokens)
+        input_row = rows.row if isinstance(rows, ChunkedRows) else np.arange(len(rows.texts))
         return _Shard(
             span=span,
             rows=rows,
             tokens=tokens,
             batches=batches,
             vectors=np.zeros((len(rows.texts), self.encoder.dim), np.float32),
+            input_row=input_row,
+            n_left=np.bincount(input_row, weights=tokens.lengths > 0).astype(np.int64),
             n_padded_left=sum(batch.n_padded_tokens for batch in batches),
         )
+
+    def _tokenized(self, rows: Rows) -> tuple[Rows, Tokens]:
+        if self.chunker is not None:
+            return self.chunker.split(rows, check=self.flow.check)
+        return rows, self.encoder.tokenizer.tokenize(rows.texts, check=self.flow.check)
 
     def _too_long(self, rows: Rows, row: int) -> InputError:
         n_tokens = self.encoder.tokenizer.count(rows.texts[row])
         return InputError(
             f"Row too long: row_index={rows.row_index[row]}; {n_tokens} tokens, "
             f"limit {self.encoder.max_tokens}. "
-            f"Set model.on_too_long: truncate, or raise model.max_tokens if the model allows it."
+            f"Set model.long_text: truncate or chunk, or raise model.max_tokens if the model can."
         )
 
     # Encoder
@@ -210,7 +217,7 @@ class Pipeline:
     def _encode(self) -> None:
         self._started: deque[_Started] = deque()
         while (shard := self._next_shard()) is not None:
-            n_without_tokens = len(shard.vectors) - sum(len(batch.rows) for batch in shard.batches)
+            n_without_tokens = int((shard.n_left == 0).sum())  # no batch is begun yet
             self.counters.rows += sum(shard.rows.skipped.values()) + n_without_tokens
             if shard.is_whole:
                 self._encoded.put(shard, self.clocks["encoder"])
@@ -241,10 +248,7 @@ class Pipeline:
         with self.clocks["encoder"].busy():
             started = self._started.popleft()
             shard, batch = started.shard, started.batch
-            shard.vectors[batch.rows] = self._wait(started.vectors)
-            shard.n_batches_done += 1
-            shard.n_padded_left -= batch.n_padded_tokens
-            self.counters.rows += len(batch.rows)
+            self.counters.rows += shard.finish(batch, self._wait(started.vectors))
             self.counters.n_tokens += int(shard.tokens.lengths[batch.rows].sum())
             self.counters.n_padded_tokens += batch.n_padded_tokens
         self.flow.moved()
@@ -288,11 +292,26 @@ class Pipeline:
         _check_finite(vectors, shard.rows.row_index, self.settings.dtype)
         self.commit(
             shard.span,
-            self.to_table(shard.rows, vectors),
+            self._table(shard, vectors),
             skipped=dict(shard.rows.skipped),
-            truncated=int(shard.tokens.truncated.sum()),
+            truncated=len(np.unique(shard.input_row[shard.tokens.truncated])),
         )
         self.n_committed += 1
+
+    def _table(self, shard: _Shard, vectors: Vectors) -> pa.Table:
+        table, rows = self.to_table(shard.rows, vectors), shard.rows
+        if not isinstance(rows, ChunkedRows):
+            return table
+        documents = None
+        if self.settings.document_vectors:
+            documents = document_vectors(shard.vectors, rows.row, shard.tokens.lengths)
+        return with_chunks(
+            table,
+            chunk_index=rows.chunk_index,
+            char_start=rows.char_start,
+            char_stop=rows.char_stop,
+            documents=documents,
+        )
 
 
 def _check_finite(vectors: Vectors, row_index: npt.NDArray[np.int64], dtype: str) -> None:

@@ -41,14 +41,58 @@ class ModelSection(Section):
     """Passed to the tokenizer's `from_pretrained`."""
     max_tokens: int | None = Field(None, gt=0)
     """Longest row in tokens, special tokens counted [the model's limit]."""
-    on_too_long: Literal["truncate", "error"] = "truncate"
-    """What happens to a longer row; it is counted either way."""
+    long_text: Literal["truncate", "error", "chunk"] | None = None
+    """What happens to a longer row [truncate]; rows that are cut off are counted.
+
+    With `chunk` it becomes several rows of the output, each the vector of a part of its text.
+    """
+    chunk_tokens: int | None = Field(None, gt=0)
+    """Longest chunk in tokens, prompt and special tokens counted [max_tokens]."""
+    overlap_tokens: int | None = Field(None, ge=0)
+    """Tokens of a chunk that the next begins with, at most; half a chunk or less [0]."""
+    document_vector: bool | None = None
+    """Store a vector of each whole row beside its first chunk: the chunks' mean [false]."""
+    on_too_long: Literal["truncate", "error"] | None = None
+    """Earlier name of `long_text`."""
+
+    @property
+    def what_if_long(self) -> Literal["truncate", "error", "chunk"]:
+        """What happens to a long row, whichever key says it."""
+        return self.long_text or self.on_too_long or "truncate"
+
+    @property
+    def limit_tokens(self) -> int | None:
+        """Most tokens in one vector, None for the model's limit."""
+        return self.chunk_tokens or self.max_tokens
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("prompt and prompt_name exclude each other; keep one")
+        if self.long_text is not None and self.on_too_long is not None:
+            raise ValueError("on_too_long is the earlier name of long_text; keep long_text")
+        self._check_chunks()
         return self
+
+    def _check_chunks(self) -> None:
+        chunking = ("chunk_tokens", "overlap_tokens", "document_vector")
+        given = [name for name in chunking if getattr(self, name)]
+        if given and self.long_text != "chunk":
+            raise ValueError(
+                f"{', '.join(given)}: only where rows are cut into chunks; add long_text: chunk, "
+                "or leave it out"
+            )
+        most = self.limit_tokens
+        if self.chunk_tokens and self.max_tokens and self.chunk_tokens > self.max_tokens:
+            raise ValueError(
+                f"chunk_tokens={self.chunk_tokens} is above max_tokens={self.max_tokens}; "
+                "leave max_tokens out"
+            )
+        if self.overlap_tokens and most and 2 * self.overlap_tokens > most:
+            raise ValueError(
+                f"overlap_tokens={self.overlap_tokens} is more than half of the {most} tokens of a "
+                "chunk; lower it"
+            )
 
 
 class EncodeSection(Section):

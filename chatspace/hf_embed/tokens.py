@@ -27,6 +27,7 @@ CHARS_PER_TOKEN = 8  # first guess of how much text is enough; too little is not
 
 Features = dict[str, Any]
 BoolArray = npt.NDArray[np.bool_]
+Ids = npt.NDArray[np.int32]
 
 
 class Tokens(Protocol):
@@ -96,7 +97,7 @@ class FlatTokens:
         starts: where each row begins, and the end of the last, (n_rows + 1,).
     """
 
-    ids: npt.NDArray[np.int32]
+    ids: Ids
     starts: IntArray
     lengths: IntArray
     truncated: BoolArray
@@ -107,6 +108,10 @@ class FlatTokens:
         if batch.width is None:
             return self._joined(batch.rows)
         return self._padded(batch.rows, batch.width)
+
+    def row(self, index: int) -> Ids:
+        """Returns the ids of one row, special tokens among them."""
+        return self.ids[self.starts[index] : self.starts[index + 1]]
 
     def _joined(self, rows: IntArray) -> Features:
         """Returns features of shape (1, n_tokens), and where each row begins.
@@ -173,16 +178,20 @@ class FastTokenizer:
         self.n_special = len(head) + len(tail)
         self.room = max_tokens - self.n_special
 
-    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> Tokens:
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> FlatTokens:
         """Returns the tokens of `texts`, each cut to the limit and framed by its special tokens."""
         self._reset()
-        rows: list[npt.NDArray[np.int32]] = []
+        rows: list[Ids] = []
         truncated = np.zeros(len(texts), dtype=np.bool_)
-        for chunk in self._chunks(texts):
+        for some in self._groups(texts):
             check()
-            for ids in self._encode(chunk):
+            for ids in self._encode(some):
                 truncated[len(rows)] = len(ids) > self.room
                 rows.append(self._frame(ids))
+        return self.flat(rows, truncated)
+
+    def flat(self, rows: Sequence[Ids], truncated: BoolArray) -> FlatTokens:
+        """Returns rows of ids, special tokens among them, as the tokens of one shard."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         return FlatTokens(
             ids=np.concatenate(rows) if rows else np.empty(0, np.int32),
@@ -191,6 +200,29 @@ class FastTokenizer:
             truncated=truncated,
             padding=self._padding,
         )
+
+    def cut_at_end(self) -> None:
+        """Cuts rows at their end from now on, whatever side the tokenizer is set to.
+
+        Whether a row is too long is then seen without all of its tokens.
+        """
+        self._from_left = False
+
+    def token_starts(self, text: str) -> IntArray:
+        """Returns the character at which each token of a text begins, without its frame.
+
+        Some tokenizers reorder characters or make several of one; starts never decrease all the
+        same.
+        """
+        self._reset()
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        starts = np.fromiter((start for start, _ in offsets), np.int64, count=len(offsets))
+        return np.maximum.accumulate(starts)
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self.count("") - self.n_special
 
     def count(self, text: str) -> int:
         """Returns how many tokens a text has before truncation, all counted."""
@@ -223,23 +255,23 @@ class FastTokenizer:
                 return full[:n_head], full[n_head + len(bare) :]
         raise ValueError("special tokens do not frame the text")
 
-    def _frame(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
+    def _frame(self, ids: Sequence[int]) -> Ids:
         if len(ids) > self.room:
             ids = ids[-self.room :] if self._from_left else ids[: self.room]
         return np.concatenate((self._head, np.array(ids, dtype=np.int32), self._tail))
 
-    def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
+    def _groups(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Yields prompt and text of so many rows at a time that their tokens fit into memory."""
-        chunk: list[str] = []
+        group: list[str] = []
         n_chars = 0
         for text in texts:
-            chunk.append(self._prompt + text)
+            group.append(self._prompt + text)
             n_chars += min(len(text), 2 * self._enough_chars)
-            if len(chunk) >= TEXTS_PER_CALL or n_chars >= CHARS_PER_CALL:
-                yield chunk
-                chunk, n_chars = [], 0
-        if chunk:
-            yield chunk
+            if len(group) >= TEXTS_PER_CALL or n_chars >= CHARS_PER_CALL:
+                yield group
+                group, n_chars = [], 0
+        if group:
+            yield group
 
     @property
     def _enough_chars(self) -> int:

@@ -43,11 +43,13 @@ class ShardRecord:
     """One whole shard on disk.
 
     Attributes:
-        rows: rows in the file, skipped ones not counted.
+        rows: input rows in the file, skipped ones not counted.
+        chunks: chunks of them, which are the rows of the file; None where rows are stored whole.
         rows_skipped: input rows that are not in the file, by reason.
         rows_truncated: rows cut to the model's limit.
         embedding_dim: length of the vectors; 0 where the kind stores none.
-        min_norm: smallest Euclidean norm of the stored vectors, null where there are no rows.
+        min_norm: smallest Euclidean norm of the vectors, of int8 and binary ones before they were
+            quantised; null where there are no rows.
         created_at: when the file was committed, ISO 8601, UTC.
         attempt: job, array index and restart count of the execution that wrote it.
     """
@@ -66,3 +68,4 @@ class ShardRecord:
     max_norm: float | None
     created_at: str
     attempt: str
+    chunks: int | None = None
