@@ -19,11 +19,11 @@ from chatspace.shards.records import Owner
 from chatspace.shards.store import (
     FOREIGN_HOST_TEMP_AGE_S,
     first_foreign_shard,
-    norm_range,
     read_shard_footer,
     sha256_of,
     shard_indexes,
 )
+from chatspace.shards.vectors import norm_range
 from tests.shards import OWNER, STRANGER, commit, span_of, store_at, table_of
 
 

@@ -52,7 +52,7 @@ def test_check_shard_row_index_outside_or_out_of_order(tmp_path: Path, rows: lis
     table = table.set_column(1, "row_index", pa.array(rows, pa.int64()))
     record = store_at(tmp_path).commit(span_of(1), table, skipped={}, truncated=0)
     (line,) = problems_of(tmp_path, record)
-    assert "row_index is not ascending within [4, 8)" in line
+    assert "row_index is not ascending within the shard's rows 4 to 7" in line
 
 
 def test_check_shard_counts_that_differ_from_the_record(tmp_path: Path) -> None:

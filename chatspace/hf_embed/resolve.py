@@ -30,9 +30,28 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
     Where it was staged, `path` is its folder, which is no part of the fingerprint.
 
     Raises:
-        ModelError: a local folder that is not there or holds no model, or a name or revision that
-            the hub does not know.
+        ModelError: a local folder that is not there or holds no model, a name or revision that the
+            hub does not know, or vectors shorter than what is to be kept of them.
     """
+    found = _resolved(spec)
+    refuse_too_long_cut(spec.output.truncate_dim, found.get("embedding_dim"))
+    return found
+
+
+def refuse_too_long_cut(wanted: int | None, dim: int | None) -> None:
+    """Refuses to keep more numbers of a vector than there are; either may be unknown.
+
+    Raises:
+        ModelError: `wanted` is above `dim`.
+    """
+    if wanted is not None and dim is not None and wanted > dim:
+        raise ModelError(
+            f"Vectors too short: output.truncate_dim={wanted}; the model gives {dim} numbers. "
+            f"Set output.truncate_dim to {dim} or less, or leave it out."
+        )
+
+
+def _resolved(spec: EmbedSpec) -> dict[str, Any]:
     name = spec.model.name
     folder = local_folder(name)
     if folder is None:

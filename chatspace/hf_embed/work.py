@@ -13,15 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from chatspace.hf_embed.chunking import make_chunker
 from chatspace.hf_embed.flow import Flow
 from chatspace.hf_embed.metrics import Counters, Reporter
-from chatspace.hf_embed.pipeline import Pipeline, Reader, Rows, Settings
+from chatspace.hf_embed.pipeline import Pipeline, Settings
+from chatspace.hf_embed.reading import Reader, Rows
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.plan.work import SliceOutcome, SliceWork, StageTimes
 from chatspace.shards.table import Vectors, embedding_table
-from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.output import OutputSection
 
 STAGES = ("loader", "encoder", "writer")
@@ -34,18 +35,7 @@ def run_slice(work: SliceWork) -> SliceOutcome:
         UserError: a model or row cannot be used as the spec says, or a shard cannot be written.
         UnfitEnvironmentError: the device is not there.
     """
-    from chatspace.data.rows import SplitReader
-
-    output = OutputSection.model_validate(work.plan.spec["output"])
-    dataset = DatasetSection.model_validate(work.plan.spec["dataset"])
-    reader = SplitReader(
-        dataset,
-        label=work.split.dataset,
-        split=work.split.name,
-        files=work.split.files,
-        keep_columns=output.keep_columns,
-    )
-    return embed_slice(work, reader)
+    return embed_slice(work, work.reader())
 
 
 def embed_slice(work: SliceWork, reader: Reader) -> SliceOutcome:
@@ -91,14 +81,16 @@ def prepare_process(threads: int) -> None:
 def _encoder(work: SliceWork, counters: Counters) -> Any:
     from chatspace.hf_embed.compiling import share_graphs, warm_up
     from chatspace.hf_embed.loading import load_encoder
+    from chatspace.hf_embed.truncation import truncate
     from chatspace.hf_embed.tuning import tuned_budget
 
-    model = _pinned(work.plan)
+    model = pinned_model(work.plan)
     encode = EncodeSection.model_validate(work.plan.spec["encode"])
     if encode.compile:
         share_graphs(Layout(Path(work.plan.workspace)).cache())
     path = work.plan.model.get("path")
     encoder = load_encoder(model, encode, path=path, threads=work.threads)
+    truncate(encoder, work.plan.spec["output"].get("truncate_dim"))
     counters.stage = "warming up"
     if encode.compile:
         warm_up(encoder)
@@ -110,7 +102,7 @@ def _encoder(work: SliceWork, counters: Counters) -> Any:
     return encoder
 
 
-def _pinned(plan: Plan) -> ModelSection:
+def pinned_model(plan: Plan) -> ModelSection:
     """Returns the model as the spec says, at the commit that was found when the run was planned."""
     model = ModelSection.model_validate(plan.spec["model"])
     commit = plan.model.get("revision")
@@ -135,6 +127,7 @@ def _pipeline(
             created_at=work.plan.created_at,
             run_id=work.plan.run_id,
             keep_text=output.keep_text,
+            dtype=output.dtype,
         )
 
     return Pipeline(
@@ -145,10 +138,12 @@ def _pipeline(
         stop=work.stop,
         settings=Settings(
             prefetch_shards=EncodeSection.model_validate(spec["encode"]).prefetch_shards,
-            refuse_too_long=model.on_too_long == "error",
+            refuse_too_long=model.what_if_long == "error",
             dtype=output.dtype,
+            document_vectors=bool(model.document_vector),
         ),
         counters=counters,
+        chunker=make_chunker(model, encoder) if model.what_if_long == "chunk" else None,
         flow=flow,
     )
 

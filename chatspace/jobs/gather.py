@@ -9,11 +9,13 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from chatspace import __version__
 from chatspace.atomic import atomic_write_text
+from chatspace.data.selection import open_selection, positions
 from chatspace.errors import IncompleteError
 from chatspace.jobs.render import missing_command, ranges_text
 from chatspace.layout import Layout
@@ -21,6 +23,7 @@ from chatspace.plan.model import Plan, SplitPlan
 from chatspace.shards.gather import Coverage, count_shards, prove_coverage
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import ShardStore, utc_now
+from chatspace.shards.vectors import Encoding
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +42,15 @@ class Gathered:
 
 def split_store(plan: Plan, split: SplitPlan, attempt: str = "local") -> ShardStore:
     """Returns the store of a split's shards."""
+    # Opened when it is first asked for: only a verification does.
+    selection = cache(partial(open_selection, split.selected, Path(plan.workspace), split.rows))
     return ShardStore(
         folder=Path(plan.workspace) / split.output_dir,
         place=split.output_dir,
         owner=plan.owner(split),
         compression=plan.spec["output"]["compression"],
         attempt=attempt,
+        row_numbers=lambda span: positions(selection(), span.row_start, span.row_stop),
     )
 
 
@@ -65,7 +71,7 @@ def gather_run(plan: Plan, *, verify: bool = False) -> list[Gathered]:
         if coverage.complete:
             gathered.append(_publish(plan, split, coverage))
         else:
-            complaints.append(_complaint(plan, split, coverage))
+            complaints.append(complaint(plan, split, coverage))
     if complaints:
         raise IncompleteError(" ".join(complaints))
     return gathered
@@ -83,7 +89,7 @@ def verify_run(plan: Plan) -> dict[str, int]:
         if coverage.complete:
             verified[split.name] = len(coverage.records)
         else:
-            complaints.append(_complaint(plan, split, coverage))
+            complaints.append(complaint(plan, split, coverage))
     if complaints:
         raise IncompleteError(" ".join(complaints))
     return verified
@@ -100,7 +106,7 @@ def gather_if_complete(plan: Plan, split: SplitPlan) -> Gathered | None:
         return None
     coverage = split_coverage(plan, split, verify=False)
     if not coverage.complete:
-        log.warning("not gathered: %s", _complaint(plan, split, coverage))
+        log.warning("not gathered: %s", complaint(plan, split, coverage))
         return None
     return _publish(plan, split, coverage)
 
@@ -127,7 +133,7 @@ def split_coverage(plan: Plan, split: SplitPlan, *, verify: bool) -> Coverage:
     return prove_coverage(split_store(plan, split), split.spans(), tasks, verify=verify)
 
 
-def _complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
+def complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
     """Returns one line: what is missing or wrong, and what to run."""
     place = f"{plan.run_id} split {split.name}"
     if coverage.problems:
@@ -182,10 +188,12 @@ def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[s
         "model": plan.model["name"],
         "rows_total": split.rows,
         "rows_embedded": sum(record.rows for record in records),
+        "chunks": _chunks(records),
         "rows_skipped": dict(sorted(skipped.items())),
         "rows_truncated": sum(record.rows_truncated for record in records),
         "embedding_dim": max(record.embedding_dim for record in records),
         "dtype": plan.spec["output"]["dtype"],
+        "vectors": _encoding(plan, records).describe(),
         "rows_per_shard": split.rows_per_shard,
         **_norms(records),
         "n_shards": len(records),
@@ -204,6 +212,17 @@ def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[s
         "planned_at": plan.created_at,
         "gathered_at": utc_now(),
     }
+
+
+def _encoding(plan: Plan, records: Sequence[ShardRecord]) -> Encoding:
+    dim = max(record.embedding_dim for record in records)
+    return Encoding(dtype=plan.spec["output"]["dtype"], dim=dim)
+
+
+def _chunks(records: Sequence[ShardRecord]) -> int | None:
+    """Returns how many chunks there are, None where rows are not cut into any."""
+    chunks = [record.chunks for record in records if record.chunks is not None]
+    return sum(chunks) if chunks else None
 
 
 def _norms(records: Sequence[ShardRecord]) -> dict[str, float | None]:

@@ -14,27 +14,37 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chatspace.atomic import atomic_path, output_error
 from chatspace.errors import OutputError
+from chatspace.shards.chunks import count_rows
 from chatspace.shards.records import Owner, ShardRecord, ShardSpan, shard_file_name
-from chatspace.shards.table import embedding_matrix
+from chatspace.shards.table import vector_norms
+from chatspace.shards.vectors import encoding_of
 
 log = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
 
 METADATA_KEY = b"chatspace"
 SHARD_NAME = re.compile(r"^shard-(\d{5}|[1-9]\d{5,})\.parquet$")
 TEMP_NAME = re.compile(r"^\.shard-(\d{5,})\.parquet\.(?P<host>.+)-(?P<pid>\d+)\.tmp$")
 FOREIGN_HOST_TEMP_AGE_S = 3600.0
+
+
+def consecutive(span: ShardSpan) -> Ints:
+    """Returns the numbers of a shard's rows where a run reads the first rows of its split."""
+    return np.arange(span.row_start, span.row_stop, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class ShardStore:
         owner: plan, run and split that every file must name.
         compression: Parquet compression of new files.
         attempt: name of this execution, for the records of what it writes.
+        row_numbers: gives the numbers in the split of a shard's input rows, ascending.
     """
 
     folder: Path
@@ -54,6 +65,7 @@ class ShardStore:
     owner: Owner
     compression: str = "zstd"
     attempt: str = "local"
+    row_numbers: Callable[[ShardSpan], Ints] = consecutive
 
     def path(self, span: ShardSpan) -> Path:
         """Returns where the shard's file lies."""
@@ -95,7 +107,7 @@ class ShardStore:
 
         Args:
             span: the rows that the shard answers for.
-            table: embedded rows in input order.
+            table: embedded rows in input order, or their chunks.
             skipped: rows of the span that are not in the table, by reason.
             truncated: rows that were cut to the model's limit.
 
@@ -103,11 +115,8 @@ class ShardStore:
             OutputError: the file cannot be written; it is not there, nor is a part of it. Or it is
                 there and belongs to another plan.
         """
-        assert table.num_rows + sum(skipped.values()) == span.n_rows, (
-            table.num_rows,
-            skipped,
-            span,
-        )
+        n_rows, n_chunks = count_rows(table)
+        assert n_rows + sum(skipped.values()) == span.n_rows, (n_rows, n_chunks, skipped, span)
         footer = self._footer(span, table, skipped, truncated)
         table = table.replace_schema_metadata({METADATA_KEY: json.dumps(footer)})
         try:
@@ -206,8 +215,9 @@ class ShardStore:
     def _footer(
         self, span: ShardSpan, table: pa.Table, skipped: dict[str, int], truncated: int
     ) -> dict[str, Any]:
-        matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
-        low, high = norm_range(matrix)
+        encoding = encoding_of(table.schema)
+        low, high = vector_norms(table)
+        n_rows, n_chunks = count_rows(table)
         return {
             "schema_version": 1,
             "plan_sha256": self.owner.plan_sha256,
@@ -216,12 +226,14 @@ class ShardStore:
             "shard_index": span.index,
             "row_start": span.row_start,
             "row_stop": span.row_stop,
-            "rows": table.num_rows,
+            "rows": n_rows,
             "rows_skipped": dict(sorted(skipped.items())),
             "rows_truncated": truncated,
-            "embedding_dim": matrix.shape[1],
+            "embedding_dim": encoding.dim,
             "min_norm": low,
             "max_norm": high,
+            **({"vectors": encoding.describe()} if encoding.is_quantised else {}),
+            **({"chunks": n_chunks} if n_chunks is not None else {}),
         }
 
     def _check_owner(self, path: Path, footer: dict[str, Any]) -> None:
@@ -257,6 +269,7 @@ class ShardStore:
             max_norm=footer["max_norm"],
             created_at=created_at,
             attempt=attempt or self.attempt,
+            chunks=footer.get("chunks"),
         )
 
 
@@ -312,18 +325,6 @@ def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, str] | No
         if footer is not None and footer.get("plan_sha256") != plan_sha256:
             return path, footer_owner(footer)
     return None
-
-
-def norm_range(matrix: np.ndarray) -> tuple[float | None, float | None]:
-    """Returns the smallest and the largest Euclidean norm of the rows, None for no rows.
-
-    Args:
-        matrix: vectors, shape (rows, dim).
-    """
-    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
-        return None, None
-    norms = np.linalg.norm(matrix.astype(np.float32, copy=False), axis=1)  # (rows,)
-    return float(norms.min()), float(norms.max())
 
 
 def sha256_of(path: Path) -> str:

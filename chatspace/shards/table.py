@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -9,7 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from chatspace.shards.vectors import (
+    SCALE_COLUMN,
+    VECTOR_COLUMN,
+    Encoding,
+    Norms,
+    dequantised,
+    encoding_of,
+    norm_range,
+    quantised,
+)
+
 Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+NORMS_KEY = b"chatspace.norms"
 
 
 class EmbeddedRows(Protocol):
@@ -44,9 +57,8 @@ def embedding_schema(dim: int, dtype: str) -> pa.Schema:
 
     Args:
         dim: length of the vectors.
-        dtype: `float32` or `float16`.
+        dtype: how they are stored: `float32`, `float16`, `int8` or `binary`.
     """
-    item = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -56,7 +68,7 @@ def embedding_schema(dim: int, dtype: str) -> pa.Schema:
             pa.field("row_index", pa.int64(), nullable=False),
             pa.field("text", pa.string()),
             pa.field("metadata", pa.string()),
-            pa.field("embedding", pa.list_(item, dim), nullable=False),
+            *Encoding(dtype=dtype, dim=dim).fields(),
             pa.field("model", pa.string(), nullable=False),
             pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
@@ -75,8 +87,11 @@ def embedding_table(
     created_at: str,
     run_id: str,
     keep_text: bool,
+    dtype: str | None = None,
 ) -> pa.Table:
-    """Returns the table of one shard; the vectors are not copied if they are C-contiguous.
+    """Returns the table of one shard; floats are not copied if they are C-contiguous.
+
+    The metadata of a table whose vectors are quantised says the range of their norms before that.
 
     Args:
         rows: the rows, in input order.
@@ -88,12 +103,18 @@ def embedding_table(
         created_at: ISO 8601; without a zone it is taken as UTC.
         run_id: the run that made the vectors.
         keep_text: store the text; without it the column is null.
+        dtype: how the vectors are stored; `int8` and `binary` are made of float32 [as they are].
     """
     n_rows, dim = vectors.shape
     assert n_rows == len(rows.row_index) == len(rows.ids) == len(rows.texts), (
         "a vector for each row"
     )
-    schema = embedding_schema(dim, vectors.dtype.name)
+    schema = embedding_schema(dim, dtype or vectors.dtype.name)
+    stored: npt.NDArray[Any] = vectors
+    if encoding_of(schema).is_quantised:
+        assert dtype is not None
+        stored, scales = quantised(vectors.astype(np.float32, copy=False), dtype)
+        schema = schema.with_metadata({NORMS_KEY: json.dumps(norm_range(vectors))})
     columns: dict[str, Any] = {
         "id": rows.ids,
         "source": pa.repeat(source, n_rows),
@@ -102,16 +123,49 @@ def embedding_table(
         "row_index": pa.array(rows.row_index, pa.int64()),
         "text": pa.array(rows.texts, pa.string()) if keep_text else pa.nulls(n_rows, pa.string()),
         "metadata": rows.metadata,
-        "embedding": _vector_array(vectors, schema.field("embedding").type),
+        VECTOR_COLUMN: _vector_array(stored, schema.field(VECTOR_COLUMN).type),
         "model": pa.repeat(model, n_rows),
         "created_at": pa.repeat(_timestamp(created_at), n_rows),
         "run_id": pa.repeat(run_id, n_rows),
     }
+    if SCALE_COLUMN in schema.names:
+        columns[SCALE_COLUMN] = pa.array(scales, pa.float32())
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
+def float_vectors(table: pa.Table) -> Vectors:
+    """Returns the vectors of a table as floats, (n_rows, dim), however they are stored.
+
+    Args:
+        table: has the columns that `encoding_of(schema).columns` names, at least.
+
+    Raises:
+        ValueError: it has no column of vectors, or the column has nulls.
+    """
+    encoding = encoding_of(table.schema)
+    stored = embedding_matrix(table[VECTOR_COLUMN])  # (n_rows, width)
+    if not encoding.is_quantised:
+        return stored
+    scales = table[SCALE_COLUMN].to_numpy() if encoding.dtype == "int8" else None
+    return dequantised(stored, scales, encoding)
+
+
+def vector_norms(table: pa.Table) -> Norms:
+    """Returns the smallest and the largest norm of a table's vectors, before they were quantised.
+
+    Where a quantised table does not say it, it is that of the vectors as they are read back.
+    """
+    stated = (table.schema.metadata or {}).get(NORMS_KEY)
+    if stated is not None:
+        low, high = json.loads(stated)
+        return low, high
+    return norm_range(float_vectors(table))
+
+
 def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> Vectors:
-    """Returns a column of vectors as one array, (n_rows, dim); a column in one piece is not copied.
+    """Returns a column of vectors as it is stored, one array; one in one piece is not copied.
+
+    The array is (n_rows, items of a vector); `float_vectors` gives floats whatever is stored.
 
     Raises:
         ValueError: the column holds something else than vectors of one length, or a null.
@@ -133,7 +187,7 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> Vectors:
     return joined  # type: ignore[no-any-return]
 
 
-def _vector_array(vectors: Vectors, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+def _vector_array(vectors: npt.NDArray[Any], type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
     values = pa.array(np.ascontiguousarray(vectors).reshape(-1), type_.value_type)
     return pa.FixedSizeListArray.from_arrays(values, type=type_)
 

@@ -10,9 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chatspace.shards.chunks import CHUNK_COLUMN, count_rows, follow_each_other
 from chatspace.shards.records import ShardRecord, ShardSpan
-from chatspace.shards.store import ShardStore, sha256_of
+from chatspace.shards.store import Ints, ShardStore, sha256_of
 from chatspace.shards.table import embedding_matrix
+from chatspace.shards.vectors import SCALE_COLUMN, VECTOR_COLUMN, encoding_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,16 @@ def check_shard(store: ShardStore, span: ShardSpan, record: ShardRecord) -> Shar
     if store.read_footer(span) is None:
         return _damaged(f"Damaged shard: {path}; its footer cannot be read")
     try:
-        table = pq.read_table(path, columns=["id", "row_index", "embedding"], partitioning=None)
+        schema = pq.read_schema(path)
+        columns = ["id", "row_index", *encoding_of(schema).columns]
+        columns += [name for name in schema.names if name == CHUNK_COLUMN]
+        table = pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         return _damaged(f"Damaged shard: {path}; {error}")
     ids = table["id"].to_pylist()
+    problems = _check_rows(table, store.row_numbers(span), record)
     return ShardCheck(
-        problems=tuple(f"{path}: {line}" for line in _check_rows(table, span, record)),
+        problems=tuple(f"{path}: {line}" for line in problems),
         id_hashes=np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids)),
     )
 
@@ -68,19 +74,30 @@ def _damaged(what: str) -> ShardCheck:
     return ShardCheck(problems=(line,), id_hashes=np.empty(0, np.int64), is_damaged=True)
 
 
-def _check_rows(table: pa.Table, span: ShardSpan, record: ShardRecord) -> list[str]:
+def _check_rows(table: pa.Table, numbers: Ints, record: ShardRecord) -> list[str]:
     problems = []
-    if table.num_rows != record.rows:
-        problems.append(f"rows={table.num_rows}; recorded {record.rows}.")
-    row_index = table["row_index"].to_numpy()  # (rows,)
-    inside = row_index.size == 0 or (
-        row_index[0] >= span.row_start and row_index[-1] < span.row_stop
-    )
-    if not inside or np.any(np.diff(row_index) <= 0):
-        problems.append(f"row_index is not ascending within [{span.row_start}, {span.row_stop}).")
-    matrix = embedding_matrix(table["embedding"])  # (rows, embedding_dim)
-    if matrix.shape[1] != record.embedding_dim:
-        problems.append(f"embedding_dim={matrix.shape[1]}; recorded {record.embedding_dim}.")
-    if not np.isfinite(matrix).all():
+    n_rows, n_chunks = count_rows(table)
+    if n_rows != record.rows:
+        problems.append(f"rows={n_rows}; recorded {record.rows}.")
+    if n_chunks != record.chunks:
+        problems.append(f"chunks={n_chunks}; recorded {record.chunks}.")
+    row_index = table["row_index"].to_numpy()  # (rows,), or one for each chunk
+    chunk_index = table[CHUNK_COLUMN].to_numpy() if n_chunks is not None else 0 * row_index
+    inside = np.isin(row_index, numbers).all()
+    if not inside or not follow_each_other(row_index, chunk_index):
+        ends = f"{numbers[0]} to {numbers[-1]}"
+        problems.append(f"row_index is not ascending within the shard's rows {ends}.")
+    dim = encoding_of(table.schema).dim
+    if dim != record.embedding_dim:
+        problems.append(f"embedding_dim={dim}; recorded {record.embedding_dim}.")
+    names = (VECTOR_COLUMN, SCALE_COLUMN)
+    floats = [table[name] for name in names if name in table.column_names]
+    if not all(_is_finite(column) for column in floats):
         problems.append("vectors hold NaN or infinity.")
     return problems
+
+
+def _is_finite(column: pa.ChunkedArray) -> bool:
+    is_list = pa.types.is_fixed_size_list(column.type)
+    values = embedding_matrix(column) if is_list else column.to_numpy()
+    return bool(np.isfinite(values).all())

@@ -14,8 +14,13 @@ class OutputSection(Section):
 
     rows_per_shard: int = Field(8192, gt=0)
     """Input rows in one shard, the unit of resuming."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Type of the stored vectors."""
+    dtype: Literal["float32", "float16", "int8", "binary"] = "float32"
+    """Type of the stored vectors: floats, one byte a number with a scale a vector, or one bit."""
+    truncate_dim: int | None = Field(None, gt=1)
+    """Keep the first numbers of each vector only, as models of the Matryoshka sort allow.
+
+    Vectors of a model that scales them to length one are scaled again.
+    """
     keep_text: bool = True
     """Store the embedded text beside its vector."""
     keep_columns: Strings = ()

@@ -1,0 +1,1 @@
+"""Finished runs, read as a stream: exports, search, near-duplicates."""
