@@ -13,7 +13,8 @@ from chatspace.demo.model import place_model
 from chatspace.jobs.gather import read_manifest
 from chatspace.layout import Layout, resolve_workspace
 from chatspace.plan.model import Plan
-from chatspace.shards.table import embedding_matrix
+from chatspace.shards.table import float_vectors
+from chatspace.shards.vectors import encoding_of
 from chatspace.spec.base import RunSpec
 from chatspace.viz.map import MapRows, write_map
 from chatspace.viz.projection import project, sample_rows
@@ -41,10 +42,10 @@ def write_demo_map(plan: Plan) -> tuple[Path, Path]:
     manifest = read_manifest(plan, split)
     assert manifest is not None
     paths = [Path(plan.workspace) / shard["path"] for shard in manifest["shards"]]
-    columns = ["id", "text", "metadata", "embedding"]
+    columns = ["id", "text", "metadata", *encoding_of(pq.read_schema(paths[0])).columns]
     tables = [pq.read_table(path, columns=columns, partitioning=None) for path in paths]
     rows = [row for t in tables for row in t.select(columns[:3]).to_pylist()]
-    vectors = np.concatenate([embedding_matrix(t["embedding"]) for t in tables])  # (rows, dim)
+    vectors = np.concatenate([float_vectors(t) for t in tables])  # (rows, dim)
     chosen = sample_rows(len(rows), seed=plan.spec["seed"])
     shown = MapRows(
         ids=[rows[i]["id"] for i in chosen],

@@ -40,7 +40,7 @@ DARK_PALETTE = (
 )
 _OTHER_LIGHT, _OTHER_DARK = "#b4b2ab", "#6d7076"
 _PAPER, _INK, _FAINT = "#fcfbf8", "#23252b", "#74757b"
-_READING = "Near points have similar vectors; distances between clusters and the axes mean nothing."
+READING = "Near points have similar vectors; distances between clusters and the axes mean nothing."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,9 @@ class _Group:
     anchor: tuple[float, float]
 
 
-def write_map(rows: MapRows, folder: Path, *, title: str, subtitle: str) -> tuple[Path, Path]:
+def write_map(
+    rows: MapRows, folder: Path, *, title: str, subtitle: str, reading: str = READING
+) -> tuple[Path, Path]:
     """Writes `map.png` and `map.html`, each whole or not at all.
 
     Args:
@@ -84,6 +86,7 @@ def write_map(rows: MapRows, folder: Path, *, title: str, subtitle: str) -> tupl
         folder: made where it is missing.
         title: one line, what is shown.
         subtitle: one line, such as rows, model and dimension.
+        reading: one line, what nearness on this map means.
 
     Returns:
         Paths of the PNG and of the HTML page.
@@ -94,8 +97,8 @@ def write_map(rows: MapRows, folder: Path, *, title: str, subtitle: str) -> tupl
     png, html = folder / "map.png", folder / "map.html"
     groups = _grouped(rows)
     with atomic_path(png) as tmp:
-        _draw(rows, groups, title, subtitle).savefig(tmp, format="png", facecolor=_PAPER)
-    atomic_write_text(html, _page(rows, groups, title, subtitle))
+        _draw(rows, groups, (title, subtitle, reading)).savefig(tmp, format="png", facecolor=_PAPER)
+    atomic_write_text(html, _page(rows, groups, (title, subtitle, reading)))
     return png, html
 
 
@@ -134,11 +137,12 @@ def _densest(points: NDArray[Any]) -> tuple[float, float]:
     return float(middle[0]), float(middle[1])
 
 
-def _draw(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -> Any:
+def _draw(rows: MapRows, groups: list[_Group], words: tuple[str, str, str]) -> Any:
     """Returns a matplotlib figure, drawn without pyplot, which would keep it and pick a backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    title, subtitle, reading = words
     figure = Figure(figsize=(12, 9), dpi=200)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.02, 0.05, 0.77, 0.83))
@@ -151,7 +155,7 @@ def _draw(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -> Any
         xy = rows.xy[group.members]  # (n_members, 2)
         axes.scatter(xy[:, 0], xy[:, 1], s=size, c=group.light, alpha=0.72, linewidths=0)
     _label(axes, groups)
-    figure.text(0.036, 0.03, _READING, fontsize=9.5, color=_FAINT)
+    figure.text(0.036, 0.03, reading, fontsize=9.5, color=_FAINT)
     figure.text(
         0.035, 0.935, _plain(title), fontsize=21, fontweight="bold", color=_INK, parse_math=False
     )
@@ -188,14 +192,15 @@ def _legend(figure: Any, groups: list[_Group]) -> None:
         figure.text(0.975, y, f"{len(group.members):,}", fontsize=11.5, color=_FAINT, ha="right")
 
 
-def _page(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -> str:
+def _page(rows: MapRows, groups: list[_Group], words: tuple[str, str, str]) -> str:
     """Returns the page with its data in the one slot of the template."""
     template = Path(__file__).with_name("map.html").read_text(encoding="utf-8")
     head, tail = template.split("__MAP_DATA__")
-    return head + _script_json(_page_data(rows, groups, title, subtitle)) + tail
+    return head + _script_json(_page_data(rows, groups, words)) + tail
 
 
-def _page_data(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -> dict[str, Any]:
+def _page_data(rows: MapRows, groups: list[_Group], words: tuple[str, str, str]) -> dict[str, Any]:
+    title, subtitle, reading = words
     which = np.zeros(len(rows.ids), dtype=np.int64)  # (n,)
     for index, group in enumerate(groups):
         which[group.members] = index
@@ -209,7 +214,7 @@ def _page_data(rows: MapRows, groups: list[_Group], title: str, subtitle: str) -
     return {
         "title": title,
         "subtitle": subtitle,
-        "reading": _READING,
+        "reading": reading,
         "groups": [
             {"name": g.name, "light": g.light, "dark": g.dark, "at": to_grid(np.array(g.anchor))}
             for g in groups

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chatspace.export.libraries import library
 
 MAX_ROWS = 10_000
 """More rows take longer than a person waits, and no screen shows them apart."""
@@ -14,6 +17,7 @@ _PERPLEXITY = 30.0
 _MAX_ITER = 750
 # t-SNE of fewer points has no neighbourhoods to keep; their principal axes show more.
 _MIN_TSNE_ROWS = 16
+_MIN_UMAP_ROWS = 4
 
 
 def sample_rows(n_rows: int, *, seed: int, limit: int = MAX_ROWS) -> NDArray[np.int64]:
@@ -50,6 +54,75 @@ def project(vectors: NDArray[Any], seed: int) -> NDArray[np.float32]:
     reduced = _principal_axes(_unit_rows(vectors), seed)  # (n, <= 50)
     xy = _tsne(reduced, seed) if n_rows >= _MIN_TSNE_ROWS else _first_two(reduced)  # (n, 2)
     return _centred(xy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout2d:
+    """Points in the plane.
+
+    Attributes:
+        xy: (n, 2), float32, centred on 0, within -1 to 1.
+        neighbors: places of the nearest rows, (n, n_neighbors), and their distances, both by the
+            metric of the layout and in the space of the vectors; None where nobody looked.
+    """
+
+    xy: NDArray[np.float32]
+    neighbors: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+
+
+def pca_layout(vectors: NDArray[Any], *, scaled: bool) -> NDArray[np.float32]:
+    """Places vectors on their two principal axes; distances and axes mean what they are.
+
+    Args:
+        vectors: shape (n, dim), any float type, finite.
+        scaled: scale them to length one first.
+
+    Returns:
+        Points, shape (n, 2), float32, scaled alike on both axes to fit into -1 to 1.
+    """
+    rows = _unit_rows(vectors) if scaled else np.asarray(vectors, dtype=np.float32)
+    return _centred(_first_two(_principal_axes(rows, seed=0)))
+
+
+def umap_layout(
+    vectors: NDArray[Any], *, n_neighbors: int, min_dist: float, metric: str, seed: int
+) -> Layout2d:
+    """Places vectors by UMAP, which keeps who is near whom; distances between clusters say little.
+
+    The same vectors and seed give the same picture on the same machine. Fewer rows than neighbours
+    are asked for have all others as neighbours; fewer than four are placed on their principal axes.
+
+    Args:
+        vectors: shape (n, dim), any float type, finite.
+        n_neighbors: near rows that a row is kept together with.
+        min_dist: how close points may stand.
+        metric: of pynndescent, such as `cosine`.
+        seed: of all that draws at random.
+
+    Raises:
+        UnfitEnvironmentError: umap-learn is not installed.
+
+    Source: McInnes, Healy and Melville, "UMAP: Uniform Manifold Approximation and Projection for
+        Dimension Reduction", arXiv:1802.03426, 2018.
+    """
+    if len(vectors) < _MIN_UMAP_ROWS:
+        return Layout2d(xy=pca_layout(vectors, scaled=metric == "cosine"))
+    umap = library("umap", "umap-learn", extra="maps")
+    rows = np.asarray(vectors, dtype=np.float32)  # (n, dim)
+    k = min(n_neighbors, len(rows) - 1)
+    state = np.random.RandomState(seed)
+    ids, distances, search = umap.umap_.nearest_neighbors(rows, k, metric, None, False, state)
+    fitted = umap.UMAP(
+        n_neighbors=k,
+        min_dist=min_dist,
+        metric=metric,
+        random_state=seed,
+        n_jobs=1,
+        init="pca",
+        precomputed_knn=(ids, distances, search),
+    )
+    xy = np.asarray(fitted.fit_transform(rows), dtype=np.float32)  # (n, 2)
+    return Layout2d(xy=_centred(xy), neighbors=(ids.astype(np.int64), distances))
 
 
 def _unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,0 +1,71 @@
+"""A real browser without a window, for tests of pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+# WebGPU on the processor: no machine that runs tests need have a GPU.
+FLAGS = (
+    *("--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
+    *("--enable-features=Vulkan", "--use-vulkan=swiftshader", "--use-angle=vulkan"),
+)
+# The software adapter has no 16-bit floats. Embedding Atlas asks for them, though no shader of its
+# page uses any; a person's browser has a real GPU.
+_PRETEND_F16 = """
+if (globalThis.GPUAdapter) {
+  const has = GPUSupportedFeatures.prototype.has;
+  GPUSupportedFeatures.prototype.has = function (name) {
+    return name === 'shader-f16' || has.call(this, name);
+  };
+  const request = GPUAdapter.prototype.requestDevice;
+  GPUAdapter.prototype.requestDevice = function (wanted) {
+    const names = (wanted?.requiredFeatures ?? []).filter((name) => name !== 'shader-f16');
+    return request.call(this, {...wanted, requiredFeatures: names});
+  };
+}
+"""
+
+
+@dataclass(frozen=True)
+class Tab:
+    """An open page, every address that it asked for, and what went wrong in it."""
+
+    page: Any
+    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def asked_of_others(self, own: str) -> list[str]:
+        """Addresses outside of `own` that were asked for; data in the page itself is none."""
+        return [url for url in self.asked if not url.startswith((own, "data:", "blob:"))]
+
+
+@contextmanager
+def open_tab(url: str, *, width: int = 1400, height: int = 900) -> Iterator[Tab]:
+    """Opens an address; fails in CI and skips elsewhere where no browser is installed."""
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no browser: hpc/install-test-system installs chromium")
+        pytest.skip("no browser here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            tab = Tab(page)
+            page.on("request", lambda request: tab.asked.append(request.url))
+            page.on("pageerror", lambda error: tab.errors.append(str(error)))
+            page.add_init_script(_PRETEND_F16)
+            page.goto(url, timeout=60_000)
+            yield tab
+        finally:
+            browser.close()
