@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
+
+from chatspace.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,26 @@ class Kind:
         """Returns `stage_model(spec, cache, report) -> list[Fetched]`: the model, brought here."""
         return import_module(f"{self.package}.stage").stage_model
 
+    def query_encoder(self) -> Any:
+        """Returns `embed_queries(plan, texts, prompt_name) -> (vectors, notes)` of this kind.
+
+        The vectors are as those of the run, (n_texts, dim), float32; `prompt_name` chooses one of
+        the model's prompts, None the run's own. Imports heavy libraries.
+
+        Raises:
+            InputError: this kind embeds no texts of its own accord.
+        """
+        if find_spec(f"{self.package}.query") is None:
+            raise InputError(
+                f"No search by text: kind={self.name}; such a run embeds its rows only. Search by "
+                "the id of a row, with --like."
+            )
+        return import_module(f"{self.package}.query").embed_queries
+
+    def dry_run(self) -> Any:
+        """Returns `dry_run(plan) -> list[str]`: what a run takes and costs, for charged kinds."""
+        return import_module(f"{self.package}.estimate").dry_run
+
     def slice_work(self) -> Any:
         """Returns `run_slice(work: SliceWork) -> SliceOutcome`; imports heavy libraries."""
         return import_module(f"{self.package}.work").run_slice
@@ -58,5 +81,12 @@ KINDS: dict[str, Kind] = {
         spec_class="EmbedSpec",
         template="embed.slurm.j2",
         script="embed",
+    ),
+    "embed_openai": Kind(
+        name="embed_openai",
+        package="chatspace.openai_embed",
+        spec_class="EmbedOpenAISpec",
+        template="embed.slurm.j2",
+        script="openai",
     ),
 }

@@ -11,6 +11,7 @@ from chatspace.checks.storage import is_local_only
 from chatspace.jobs.summary import format_bytes
 from chatspace.plan.model import Plan
 
+_ONLINE = "Choose a profile whose nodes reach it, or `chatspace run` it on this machine."
 _MOVE = "Put it on a shared file system, unless this one is mounted everywhere."
 
 
@@ -32,6 +33,12 @@ def model_is_there(plan: Plan, other_nodes: int) -> Iterable[Finding]:
             yield passed("model", f"{name}: {where_it_lies(plan)}")
         return
     offline = plan.cluster["offline"]
+    if url := model.get("base_url"):
+        if offline:
+            yield failed("model", f"{url} is not here, and compute nodes are offline", _ONLINE)
+        else:
+            yield passed("model", f"{name}: asked of {url}")
+        return
     if offline and not model.get("cached"):
         yield failed("model", f"{name} is not on disk, and compute nodes are offline", step)
     elif offline:

@@ -97,7 +97,7 @@ def run(
 ) -> None:
     """Run everything on this machine, without SLURM."""
     done = spec_or_run(one_of(spec, config), set_ or [], None, workspace)
-    _show_summary(done.plan, *_run_here(done, workers))
+    show_summary(done.plan, *run_here(done, workers))
 
 
 def task(
@@ -153,7 +153,7 @@ def embed_hf(context: typer.Context) -> None:
 
     parsed = parse_flags("embed", "chatspace embed-hf", context.args)
     done = set_up_spec(parsed.spec)
-    _show_summary(done.plan, *_run_here(done, parsed.workers))
+    show_summary(done.plan, *run_here(done, parsed.workers))
 
 
 def schema(
@@ -176,9 +176,9 @@ def demo(
     started = time.monotonic()
     spec_path = resource_dir("setups") / "demo.yaml"
     done = set_up_file(str(spec_path), set_ or [], None, prepare=prepare_demo)
-    gathered, _ = _run_here(done, workers)
+    gathered, _ = run_here(done, workers)
     pictures = write_demo_map(done.plan)
-    _show_summary(done.plan, gathered, time.monotonic() - started, pictures)
+    show_summary(done.plan, gathered, time.monotonic() - started, pictures)
 
 
 def version() -> None:
@@ -186,7 +186,8 @@ def version() -> None:
     say(f"chatspace {__version__}")
 
 
-def _run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
+def run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
+    """Runs a run that was set up on this machine; returns what gather says, and seconds."""
     from chatspace.jobs.gather import gather_run
     from chatspace.jobs.local import rows_done, run_local, slice_labels
     from chatspace.jobs.overview import running_lines
@@ -203,7 +204,8 @@ def _run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
     return gather_run(plan), time.monotonic() - started
 
 
-def _show_summary(plan: Plan, gathered: Any, elapsed_s: float, pictures: Any = ()) -> None:
+def show_summary(plan: Plan, gathered: Any, elapsed_s: float, pictures: Any = ()) -> None:
+    """Shows what a finished run did, and how to go on."""
     from chatspace.jobs.overview import reading_steps, summary_of
     from chatspace.jobs.summary import render_summary
 

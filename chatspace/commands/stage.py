@@ -39,12 +39,16 @@ def _lines(staged: Staged, path: Path, overrides: list[str]) -> list[str]:
     plan = staged.plan
     lines = []
     if not staged.models:
-        lines += [f"model    {plan.model['name']}", "         a local folder, used where it lies"]
+        url = plan.model.get("base_url")
+        where = f"asked of {url}" if url else "a local folder, used where it lies"
+        lines += [f"model    {plan.model['name']}", f"         {where}"]
     for model in staged.models:
         lines += _model_lines(model)
     for item in staged.splits:
         lines += _split_lines(item)
     needs = "its tasks need no network" if plan.model["path"] else "its tasks may ask the hub"
+    if plan.model.get("base_url"):
+        needs = "its tasks ask the endpoint"
     again = "".join(f" --set {shlex.quote(text)}" for text in overrides)
     command = f"chatspace submit {shlex.quote(str(path))}{again}"
     return [*lines, f"run      {plan.run_id}: {needs}", "", "Next:", f"  {command}"]

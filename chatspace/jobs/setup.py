@@ -22,12 +22,14 @@ from chatspace.layout import Layout
 from chatspace.plan.build import build_plan
 from chatspace.plan.model import Plan
 from chatspace.plan.store import save_plan
+from chatspace.shards.vectors import Encoding
 from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import ResolvedCluster, resolve_cluster
 
 GATHER_SCRIPT = "gather.slurm"
 MANY_SHARDS = 20_000
 GOOD_SHARDS = 5_000
+BYTES_PER_TOKEN = 4  # of English
 BYTES_PER_ROW_BESIDE_VECTOR = 64
 
 
@@ -146,7 +148,12 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
             f"{shards:,} shard files are many for a file system: "
             f"output.rows_per_shard={better} would give {-(-rows // better):,}."
         )
-    if plan.model["path"] is None and plan.cluster["offline"]:
+    if plan.cluster["offline"] and (url := plan.model.get("base_url")):
+        notes.append(
+            f"compute nodes are offline (profile {plan.cluster['profile']}) and cannot reach "
+            f"{url}: `chatspace run` it on a machine that can"
+        )
+    elif plan.model["path"] is None and plan.cluster["offline"]:
         source = plan.provenance.get("spec_path") or "SPEC"
         notes.append(
             f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model "
@@ -171,10 +178,22 @@ def estimated_bytes(plan: Plan) -> int | None:
     if dim is None:
         return None
     output = plan.spec["output"]
-    width = 4 if output["dtype"] == "float32" else 2
-    rows = sum(split.rows for split in plan.splits)
+    encoding = Encoding(
+        dtype=output["dtype"], dim=min(int(dim), output.get("truncate_dim") or int(dim))
+    )
+    rows = sum(split.rows for split in plan.splits) + _further_chunks(plan)
     text = sum(split.text_bytes for split in plan.splits) // 3 if output["keep_text"] else 0
-    return rows * (int(dim) * width + BYTES_PER_ROW_BESIDE_VECTOR) + text
+    return rows * (encoding.n_bytes + BYTES_PER_ROW_BESIDE_VECTOR) + text
+
+
+def _further_chunks(plan: Plan) -> int:
+    """Returns about how many chunks long rows have beyond one each, 0 where they are not cut."""
+    model = plan.spec.get("model", {})
+    if model.get("long_text") != "chunk" or model.get("chunk_tokens") is None:
+        return 0
+    new_tokens = model["chunk_tokens"] - (model.get("overlap_tokens") or 0)
+    text_bytes = sum(split.text_bytes for split in plan.splits)
+    return int(text_bytes // (BYTES_PER_TOKEN * new_tokens))
 
 
 def ask_max_array_size() -> int | None:

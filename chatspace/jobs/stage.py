@@ -16,12 +16,13 @@ from filelock import SoftFileLease, Timeout
 
 from chatspace.atomic import output_error
 from chatspace.data.fetch import Fetched
+from chatspace.data.sources import dataset_label
+from chatspace.data.staging import staged_folder
 from chatspace.errors import UnfitEnvironmentError
 from chatspace.jobs.setup import plan_run
 from chatspace.jobs.summary import format_bytes
 from chatspace.kinds import KINDS
-from chatspace.layout import Layout, resolve_workspace, split_label
-from chatspace.plan.build import dataset_label
+from chatspace.layout import Layout, resolve_workspace
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import resolve_cluster
@@ -85,13 +86,15 @@ def stage_run(
         models = KINDS[spec.kind].stage_model()(spec, cache, _reporter(note))
     with _only_one(layout.cache() / "stage.lock", note, wait_min):
         label = dataset_label(spec.dataset)
-        folders = [layout.staged() / split_label(label, name) for name in spec.dataset.split_names]
+        folders = [
+            staged_folder(spec.dataset, name, workspace, label) for name in spec.dataset.split_names
+        ]
         before = [_changed_at(folder) for folder in folders]
         plan = plan_run(spec, spec_path=spec_path, note=note)
     splits = (
         StagedSplit(
             split=split,
-            folder=Path(split.files[0].path).parent if split.files else folder,
+            folder=folder or Path(split.files[0].path).parent,
             bytes=sum(file.bytes for file in split.files),
             is_new=_changed_at(folder) not in (None, earlier),
         )
@@ -100,8 +103,10 @@ def stage_run(
     return Staged(plan=plan, models=tuple(models), splits=tuple(splits))
 
 
-def _changed_at(folder: Path) -> tuple[int, int] | None:
+def _changed_at(folder: Path | None) -> tuple[int, int] | None:
     """Returns what changes when a folder is staged anew, None where it is not there."""
+    if folder is None:
+        return None
     with suppress(OSError):
         stat = folder.stat()
         return stat.st_ino, stat.st_ctime_ns

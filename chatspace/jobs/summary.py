@@ -23,6 +23,7 @@ class Summary:
     Attributes:
         rows_skipped: rows without a vector, by reason.
         rows_truncated: rows cut to the model's limit; they are embedded.
+        chunks: vectors, where long rows have several; None where each row has one.
         elapsed_s: wall time.
         tokens_per_s: real tokens, all slices together.
         n_padded_tokens: tokens computed, padding counted.
@@ -38,6 +39,7 @@ class Summary:
     rows_embedded: int
     rows_skipped: dict[str, int] = field(default_factory=dict)
     rows_truncated: int = 0
+    chunks: int | None = None
     elapsed_s: float
     tokens_per_s: float
     n_tokens: int
@@ -104,6 +106,8 @@ def _fact_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
     waste = f"{summary.n_padded_tokens:,} computed, {summary.padding_waste:.1%} of them padding"
     yield "rows in", f"{summary.rows_in:,}", ""
     yield "embedded", f"{summary.rows_embedded:,}", f"{summary.embedding_dim} numbers each"
+    if summary.chunks is not None:
+        yield "chunks", f"{summary.chunks:,}", "a vector each; long rows have several"
     yield "skipped", f"{skipped:,}", reasons
     yield "truncated", f"{summary.rows_truncated:,}", "embedded, cut to the token limit"
     yield "tokens", f"{summary.n_tokens:,}", waste

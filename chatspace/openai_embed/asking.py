@@ -1,0 +1,250 @@
+"""Asking until there is an answer: retries, waiting, and inputs that turn out to be too long."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
+from chatspace.openai_embed.answers import Answer, BadAnswerError, read_answer
+from chatspace.openai_embed.client import AgainError, TooLongError
+from chatspace.openai_embed.journal import Record
+from chatspace.openai_embed.limits import RateLimiter
+from chatspace.openai_embed.tokens import Counts, TokenCounter
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+FIRST_BACKOFF_S = 0.5
+MOST_BACKOFF_S = 60.0
+# A server that keeps giving wrong answers is charged for each of them.
+BAD_ANSWERS = 3
+CUTS = 40
+_NUMBERS = re.compile(r"(\d[\d,]*) tokens?")
+
+
+class Embeds(Protocol):
+    """What is needed of a client to ask for vectors."""
+
+    def embed(
+        self, name: str, texts: Sequence[str], dimensions: int | None
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Returns the JSON of an answer, and its headers."""
+        ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was sent; several threads add to it."""
+
+    requests: int = 0
+    retries: int = 0
+    limited: int = 0
+    n_tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, **counts: int) -> None:
+        """Adds to counters by name."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Rows of a shard that go into one request.
+
+    Attributes:
+        rows: their positions among the texts of the shard.
+        texts: what is sent.
+        counts: tokens of each, (n_rows,).
+        cut: rows whose text was cut.
+    """
+
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+    counts: Counts
+    cut: frozenset[int] = frozenset()
+
+    def part(self, start: int, stop: int) -> Inputs:
+        """Returns consecutive inputs."""
+        return self.chosen(range(start, stop))
+
+    def chosen(self, places: Sequence[int]) -> Inputs:
+        """Returns the inputs at some places."""
+        rows = tuple(self.rows[at] for at in places)
+        return Inputs(
+            rows=rows,
+            texts=tuple(self.texts[at] for at in places),
+            counts=self.counts[list(places)],
+            cut=self.cut & frozenset(rows),
+        )
+
+
+@dataclass(kw_only=True)
+class Asker:
+    """Gets vectors from an endpoint, whatever it takes within `give_up_s`.
+
+    Attributes:
+        client: one attempt.
+        name: the model, as the endpoint calls it.
+        dimensions: what is asked for, None for the model's own.
+        dim: length that vectors must have; set by the first answer where it is not known.
+        on_too_long: what happens to rows that the endpoint finds too long.
+    """
+
+    client: Embeds
+    limiter: RateLimiter
+    counter: TokenCounter
+    name: str
+    dimensions: int | None
+    dim: int | None
+    on_too_long: str
+    give_up_s: float
+    tally: Tally = field(default_factory=Tally)
+    first_backoff_s: float = FIRST_BACKOFF_S
+
+    def records(self, inputs: Inputs, row_index: Sequence[int]) -> Iterator[Record]:
+        """Yields the answers for a group of inputs, each as soon as it is there.
+
+        A group that is refused for its length is halved until the row that is too long is alone.
+        That row is cut, left out, or an error, as the spec says.
+
+        Args:
+            inputs: what is sent.
+            row_index: number in the split of each text of the shard, for messages.
+        """
+        try:
+            answer = self.ask(inputs.texts, int(inputs.counts.sum()))
+        except TooLongError as refusal:
+            if len(inputs.rows) == 1:
+                yield self._too_long(inputs, row_index, str(refusal))
+                return
+            middle = len(inputs.rows) // 2
+            yield from self.records(inputs.part(0, middle), row_index)
+            yield from self.records(inputs.part(middle, len(inputs.rows)), row_index)
+            return
+        yield record_of(inputs, answer)
+
+    def ask(self, texts: Sequence[str], n_tokens: int) -> Answer:
+        """Returns the vectors of some texts.
+
+        Raises:
+            TooLongError: the endpoint refuses them for their length.
+            ModelError: it keeps giving wrong answers.
+            UnfitEnvironmentError: it does not answer for too long.
+            Halted: the task ends.
+        """
+
+        def attempt() -> Answer:
+            self.limiter.acquire(n_tokens)
+            self.tally.add(requests=1)
+            body, headers = self.client.embed(self.name, texts, self.dimensions)
+            self.limiter.observe(headers)
+            answer = read_answer(body, len(texts), self.dim)
+            found = answer.vectors.shape[1]
+            self.dim = self.dim or found
+            if found != self.dim:  # two first answers at once
+                raise BadAnswerError(f"vectors of {found} numbers where {self.dim} are due")
+            self.tally.add(n_tokens=n_tokens if answer.n_tokens is None else answer.n_tokens)
+            return answer
+
+        return self.patiently(attempt)
+
+    def patiently(self, attempt: Callable[[], Result]) -> Result:
+        """Returns what an attempt returns, trying again what may pass.
+
+        Raises:
+            ModelError: the endpoint keeps giving wrong answers.
+            UnfitEnvironmentError: it does not answer for too long.
+        """
+        began_s, n_bad, n_tries = time.monotonic(), 0, 0
+        while True:
+            try:
+                return attempt()
+            except BadAnswerError as error:
+                n_bad += 1
+                if n_bad >= BAD_ANSWERS:
+                    raise ModelError(
+                        f"Wrong answers: {self.name}; {n_bad} times: {error}. "
+                        "Check model.dimensions and what the endpoint serves."
+                    ) from None
+                wait_s, why = None, f"wrong answer: {error}"
+            except AgainError as error:
+                wait_s, why = error.after_s, str(error)
+                if error.is_limit:
+                    self.tally.add(limited=1)
+            backoff_s = min(MOST_BACKOFF_S, self.first_backoff_s * 2**n_tries)
+            n_tries += 1
+            if time.monotonic() - began_s > self.give_up_s:
+                raise UnfitEnvironmentError(
+                    f"No answer: {self.name}; {n_tries} attempts in "
+                    f"{(time.monotonic() - began_s) / 60:.1f} min, the last: {why}. "
+                    "Finished answers are kept; look at the endpoint, then run it again."
+                )
+            self._wait(wait_s, backoff_s, why)
+
+    def _wait(self, asked_s: float | None, backoff_s: float, why: str) -> None:
+        self.tally.add(retries=1)
+        if asked_s is not None:
+            self.limiter.hold(asked_s)  # it is the account that has to wait, not this request alone
+            log.warning("again in %.1f s, as asked: %s", asked_s, why)
+            return
+        pause_s = backoff_s * random.uniform(0.5, 1.0)  # so that tasks do not come back together
+        log.warning("again in %.1f s: %s", pause_s, why)
+        self.limiter.pause(pause_s)
+
+    def _too_long(self, inputs: Inputs, row_index: Sequence[int], said: str) -> Record:
+        """Returns the record of one row that the endpoint finds too long."""
+        (row,), (text,) = inputs.rows, inputs.texts
+        if self.on_too_long == "skip":
+            return Record(rows=inputs.rows, vectors=None)
+        if self.on_too_long == "error":
+            raise InputError(
+                f"Row too long: row_index={row_index[row]}; the endpoint says: {said}. "
+                "Set model.on_too_long: truncate or skip."
+            )
+        for _ in range(CUTS):
+            text = shortened(text, said)
+            if not text:
+                break
+            try:
+                answer = self.ask([text], int(self.counter.count([text])[0]))
+            except TooLongError as refusal:
+                said = str(refusal)
+                continue
+            return Record(
+                rows=(row,), vectors=answer.vectors, cut=(row,), n_tokens=answer.n_tokens or 0
+            )
+        raise InputError(
+            f"Row refused: row_index={row_index[row]}; however short, the endpoint says: {said}. "
+            "Set model.on_too_long: skip."
+        )
+
+
+def record_of(inputs: Inputs, answer: Answer) -> Record:
+    """Returns what is kept of the answer to some inputs."""
+    n_tokens = int(inputs.counts.sum()) if answer.n_tokens is None else answer.n_tokens
+    return Record(
+        rows=inputs.rows, vectors=answer.vectors, cut=sorted(inputs.cut), n_tokens=n_tokens
+    )
+
+
+def shortened(text: str, said: str) -> str:
+    """Returns the beginning of a text that was refused, as short as the refusal suggests.
+
+    Where it names its limit and what it got, as OpenAI and vLLM do, the text is cut in that
+    proportion and a little more; else a quarter is cut off.
+    """
+    numbers = sorted({int(number.replace(",", "")) for number in _NUMBERS.findall(said)})
+    ratio = 0.75
+    if len(numbers) >= 2 and numbers[0] > 0:
+        ratio = min(0.98, numbers[0] / numbers[-1] * 0.98)
+    return text[: int(len(text) * ratio)]

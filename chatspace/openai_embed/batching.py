@@ -1,0 +1,294 @@
+"""Mode batch: each shard is a batch of the Batch API, made once, and asked for until it is done.
+
+The endpoint works while nobody is here: a task that is stopped, killed or asleep finds its batches
+again by their ids. Memory is bounded by one shard: texts are read again when its batch is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
+from chatspace.openai_embed.answers import BadAnswerError, read_answer
+from chatspace.openai_embed.asking import Asker
+from chatspace.openai_embed.client import Client, is_too_long, request_body
+from chatspace.openai_embed.direct import TICK_S, Counters
+from chatspace.openai_embed.grouping import group
+from chatspace.openai_embed.journal import Record
+from chatspace.openai_embed.ledger import TOKEN, Ledger, new_ledger, read_ledger, write_ledger
+from chatspace.openai_embed.limits import Halted
+from chatspace.openai_embed.shard import LEDGER, Opener, Shard
+from chatspace.openai_embed.spec import RequestsSection
+from chatspace.plan.work import SliceWork
+from chatspace.shards.records import ShardSpan
+
+log = logging.getLogger(__name__)
+
+# Source: https://platform.openai.com/docs/guides/batch#rate-limits
+MAX_FILE_BYTES = 200 * 10**6
+MAX_ATTEMPTS = 5
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_FULL_QUEUE = "token_limit_exceeded"
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchRun:
+    """One execution of a slice in mode batch.
+
+    Attributes:
+        is_done: whether every shard that was this execution's is committed.
+    """
+
+    work: SliceWork
+    opener: Opener
+    asker: Asker
+    requests: RequestsSection
+    client: Client
+    counters: Counters = field(default_factory=Counters)
+    is_done: bool = False
+    _batches: dict[int, tuple[ShardSpan, Ledger]] = field(default_factory=dict)
+    _again: deque[tuple[ShardSpan, int]] = field(default_factory=deque)
+    _room: int = 0
+
+    def run(self) -> None:
+        """Does the shards of the slice; returns early if a stop is requested.
+
+        Raises:
+            ChatspaceError: the endpoint or a row cannot be used, or a shard cannot be written.
+        """
+        self._room = self.requests.max_batches
+        driver = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        try:
+            driving: Future[None] = driver.submit(self._drive)
+            while not wait([driving], timeout=TICK_S).done:
+                self.counters.report(self.work, "waiting for batches")
+                if self.work.stop.requested:
+                    self.asker.limiter.halt.set()
+            with suppress(Halted):
+                driving.result()
+        finally:
+            self.asker.limiter.halt.set()
+            driver.shutdown(wait=False, cancel_futures=True)
+
+    def _drive(self) -> None:
+        spans = self.work.shards()
+        while not self.asker.limiter.halt.is_set():
+            self._fill(spans)
+            if not self._batches and not self._again:
+                self.is_done = True
+                return
+            ended = [index for index in list(self._batches) if self._look(index)]
+            if not ended:
+                self._pause()
+
+    def _pause(self) -> None:
+        start = time.perf_counter()
+        try:
+            self.asker.limiter.pause(self.requests.poll_s)
+        finally:
+            self.counters.stages["encoder"].idle_s += time.perf_counter() - start
+
+    def _fill(self, spans: Iterator[ShardSpan]) -> None:
+        """Makes batches of further shards while there is room for them."""
+        while len(self._batches) < self._room:
+            if self._again:
+                span, attempt = self._again.popleft()
+            elif (span_ := next(spans, None)) is not None:
+                span, attempt = span_, 1
+            else:
+                return
+            self._begin(span, attempt)
+
+    def _begin(self, span: ShardSpan, attempt: int) -> None:
+        shard = self.opener.open(span, self.asker.dim)
+        if not shard.inputs.rows:
+            self._commit(shard)
+            return
+        plan_sha256 = self.work.plan.plan_sha256
+        ledger = read_ledger(self._path(span), plan_sha256)
+        try:
+            if ledger is None:
+                ledger = new_ledger(plan_sha256, list(group(shard.inputs, self.requests)), attempt)
+                write_ledger(self._path(span), ledger)
+                ledger = self._make(shard, ledger, is_new=True)
+            elif ledger.batch_id is None:
+                ledger = self._make(shard, ledger, is_new=False)
+        finally:
+            shard.journal.close()
+        self._batches[span.index] = (span, ledger)
+
+    def _make(self, shard: Shard, ledger: Ledger, *, is_new: bool) -> Ledger:
+        """Returns the ledger with the id of its batch, which is made unless it is there."""
+        may_be_there = not is_new
+        file_id: str | None = None
+
+        def attempt() -> Any:
+            nonlocal may_be_there, file_id
+            if may_be_there:
+                found = self.client.find_batch(TOKEN, ledger.token, ledger.since)
+                if found is not None:
+                    return found
+            if file_id is None:
+                file_id = self.client.upload(self._content(shard, ledger))
+            may_be_there = True  # from here on an answer may be lost
+            self.asker.tally.add(requests=1)
+            return self.client.create_batch(file_id, self._metadata(shard, ledger))
+
+        batch = self.asker.patiently(attempt)
+        ledger = ledger.made(str(batch.id))
+        write_ledger(self._path(shard.span), ledger)
+        log.info("batch id=%s shard=%d", batch.id, shard.span.index)
+        return ledger
+
+    def _content(self, shard: Shard, ledger: Ledger) -> bytes:
+        texts = dict(zip(shard.inputs.rows, shard.inputs.texts, strict=True))
+        bodies = []
+        for rows in ledger.groups:
+            sent = [texts.get(row, shard.rows.texts[row]) for row in rows]
+            bodies.append(request_body(self.asker.name, sent, self.asker.dimensions))
+        return batch_file(bodies, shard.span.index)
+
+    def _metadata(self, shard: Shard, ledger: Ledger) -> dict[str, str]:
+        place = f"{self.work.split.name} {shard.span.index} {ledger.attempt}"
+        return {TOKEN: ledger.token, "run": self.work.plan.run_id, "shard": place[:512]}
+
+    def _look(self, index: int) -> bool:
+        """Returns whether a batch has ended; then what it made is kept."""
+        span, ledger = self._batches[index]
+        assert ledger.batch_id is not None
+        batch_id = ledger.batch_id
+        batch = self.asker.patiently(lambda: self.client.batch(batch_id))
+        if batch.status not in _ENDED:
+            return False
+        start = time.perf_counter()
+        self._finish(span, ledger, batch)
+        del self._batches[index]
+        self.counters.stages["encoder"].busy_s += time.perf_counter() - start
+        return True
+
+    def _finish(self, span: ShardSpan, ledger: Ledger, batch: Any) -> None:
+        shard = self.opener.open(span, self.asker.dim)
+        refused: list[tuple[int, ...]] = []
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = self.asker.patiently(partial(self.client.download, str(file_id)))
+            refused += self._keep(shard, ledger, content)
+        left = shard.journal.answers.left
+        # Only now: whoever is killed before finds the batch again and fetches it again.
+        self._path(span).unlink(missing_ok=True)
+        if left and not refused:
+            shard.journal.close()
+            self._ask_again(span, ledger, batch)
+            return
+        self._ask_directly(shard, {row for rows in refused for row in rows})
+        if shard.journal.answers.is_whole:
+            self._commit(shard)
+        else:
+            shard.journal.close()
+            self._again.append((span, ledger.attempt + 1))
+
+    def _keep(self, shard: Shard, ledger: Ledger, content: bytes) -> list[tuple[int, ...]]:
+        """Journals the answers of a file; returns the requests refused for their length."""
+        refused = []
+        for line in content.split(b"\n"):
+            if not line.strip():
+                continue
+            item = json.loads(line)
+            rows = ledger.groups[int(item["custom_id"])]
+            response = item.get("response") or {}
+            said = json.dumps(response.get("body") or item.get("error") or "")
+            if response.get("status_code") == 200:
+                self._keep_answer(shard, ledger, rows, response["body"])
+            elif is_too_long(said):
+                refused.append(rows)
+            else:
+                log.warning("request of a batch failed rows=%d answer=%.200s", len(rows), said)
+        return refused
+
+    def _keep_answer(
+        self, shard: Shard, ledger: Ledger, rows: tuple[int, ...], body: dict[str, Any]
+    ) -> None:
+        if shard.journal.answers.is_known[list(rows)].all():
+            return  # fetched before, by an execution that was killed then
+        try:
+            answer = read_answer(body, len(rows), self.asker.dim)
+        except BadAnswerError as error:
+            log.warning("wrong answer in a batch: %s", error)
+            return
+        self.asker.dim = self.asker.dim or answer.vectors.shape[1]
+        cut = sorted(set(ledger.cut) & set(rows))
+        n_tokens = answer.n_tokens or 0
+        record = Record(rows=rows, vectors=answer.vectors, cut=cut, n_tokens=n_tokens)
+        shard.journal.add(record)
+        self.asker.tally.add(n_tokens=record.n_tokens)
+        self.counters.add(n_tokens=record.n_tokens)
+
+    def _ask_directly(self, shard: Shard, rows: set[int]) -> None:
+        """Asks for rows among which some are too long, as mode direct does."""
+        at = [i for i, row in enumerate(shard.inputs.rows) if row in rows]
+        row_index = shard.rows.row_index.tolist()
+        for inputs in group(shard.inputs.chosen(at), self.requests):
+            for record in self.asker.records(inputs, row_index):
+                shard.journal.add(record)
+                self.counters.add(n_tokens=record.n_tokens)
+
+    def _ask_again(self, span: ShardSpan, ledger: Ledger, batch: Any) -> None:
+        """Plans another batch for what a batch has left undone, or gives up."""
+        errors = list((batch.errors.data if batch.errors else None) or [])
+        if any(error.code == _FULL_QUEUE for error in errors):
+            # The account's queue is full: wait for what is in it, and put less into it.
+            self._room = max(1, len(self._batches) - 1)
+            self._again.append((span, ledger.attempt))
+            if len(self._batches) <= 1:
+                self._pause()
+            return
+        why = f"{errors[0].code}: {errors[0].message}" if errors else batch.status
+        if batch.status == "failed":
+            raise ModelError(f"Batch refused: {batch.id}; {why}. Change what it names.")
+        if batch.status == "cancelled" or ledger.attempt >= MAX_ATTEMPTS:
+            raise UnfitEnvironmentError(
+                f"Batch not finished: {batch.id}; {why}, attempt {ledger.attempt}. What it did is "
+                "kept; run it again for the rest."
+            )
+        self._again.append((span, ledger.attempt + 1))
+
+    def _commit(self, shard: Shard) -> None:
+        start = time.perf_counter()
+        self.opener.commit(shard, self.asker.dim)
+        self._path(shard.span).unlink(missing_ok=True)
+        self.counters.add(rows=shard.span.n_rows)
+        self.counters.n_tokens_done += shard.journal.answers.n_tokens
+        self.counters.stages["writer"].busy_s += time.perf_counter() - start
+
+    def _path(self, span: ShardSpan) -> Path:
+        return self.opener.path(span, LEDGER)
+
+
+def batch_file(
+    bodies: Sequence[dict[str, Any]], shard: int, max_bytes: int = MAX_FILE_BYTES
+) -> bytes:
+    """Returns the file of a batch: a request a line, numbered from 0.
+
+    Raises:
+        InputError: it is larger than an endpoint takes.
+    """
+    lines = []
+    for number, body in enumerate(bodies):
+        line = {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings", "body": body}
+        lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    content = b"".join(lines)
+    if len(content) > max_bytes:
+        raise InputError(
+            f"Shard too large for a batch: shard {shard} has {len(content):,} bytes of requests; "
+            f"limit {max_bytes:,}. Lower output.rows_per_shard."
+        )
+    return content

@@ -1,0 +1,209 @@
+"""Mode direct: the requests of a few shards at a time, many of them under way at once.
+
+    loader (thread)  ──inputs──▶  requests (threads)  ──journal──▶  writer (calling thread)
+
+Memory is bounded by the shards in hand, at most `AHEAD_SHARDS` and the one that is read: their rows
+and their vectors. While the last requests of a shard are under way, those of the next begin.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatspace.errors import InputError
+from chatspace.openai_embed.asking import Asker, Inputs
+from chatspace.openai_embed.grouping import group
+from chatspace.openai_embed.limits import Halted
+from chatspace.openai_embed.shard import LEDGER, Opener, Shard
+from chatspace.openai_embed.spec import RequestsSection
+from chatspace.plan.work import Progress, SliceWork, StageTimes
+from chatspace.shards.records import ShardSpan
+
+AHEAD_SHARDS = 2
+TICK_S = 0.25
+FINISH_S = 30.0  # how long a slice that fails waits for answers that are charged anyway
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """How far a slice is; several threads add to it.
+
+    Attributes:
+        rows: input rows dealt with.
+        n_tokens: tokens of answers that came.
+        n_tokens_done: tokens of committed shards, also those answered by an earlier execution.
+    """
+
+    rows: int = 0
+    n_tokens: int = 0
+    n_tokens_done: int = 0
+    stages: dict[str, StageTimes] = field(
+        default_factory=lambda: {name: StageTimes() for name in ("loader", "encoder", "writer")}
+    )
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, *, rows: int = 0, n_tokens: int = 0) -> None:
+        """Counts rows and tokens of an answer."""
+        with self._lock:
+            self.rows += rows
+            self.n_tokens += n_tokens
+
+    def report(self, work: SliceWork, stage: str = "embedding") -> None:
+        """Tells the task how far the slice is."""
+        n_tokens = self.n_tokens
+        work.report(
+            Progress(rows=self.rows, n_tokens=n_tokens, n_padded_tokens=n_tokens, stage=stage)
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class DirectRun:
+    """One execution of a slice in mode direct.
+
+    Attributes:
+        is_done: whether every shard that was this execution's is committed.
+    """
+
+    work: SliceWork
+    opener: Opener
+    asker: Asker
+    requests: RequestsSection
+    counters: Counters = field(default_factory=Counters)
+    is_done: bool = False
+    _shards: dict[int, Shard] = field(default_factory=dict)
+    _requests: dict[Future[None], Shard] = field(default_factory=dict)
+    _opening: Future[Shard] | None = None
+    _failure: BaseException | None = None
+    _is_exhausted: bool = False
+
+    def run(self) -> None:
+        """Does the shards of the slice; returns early if a stop is requested.
+
+        Raises:
+            ChatspaceError: the endpoint or a row cannot be used, or a shard cannot be written.
+        """
+        spans = self.work.shards()
+        loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        askers = ThreadPoolExecutor(self.requests.concurrency, thread_name_prefix="asker")
+        try:
+            while not self.work.stop.requested:
+                self._begin(spans, loader)
+                if self._is_exhausted and not self._shards and self._opening is None:
+                    self.is_done = True
+                    break
+                self._tick(askers)
+                self.counters.report(self.work)
+            self._finish_under_way(self.work.stop.remaining_s)
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._finish_under_way(FINISH_S)
+            raise
+        finally:
+            self.asker.limiter.halt.set()
+            askers.shutdown(wait=False, cancel_futures=True)
+            loader.shutdown(wait=True, cancel_futures=True)
+            for shard in self._shards.values():
+                if not any(other is shard for other in self._requests.values()):
+                    shard.journal.close()
+
+    def _begin(self, spans: Iterator[ShardSpan], loader: ThreadPoolExecutor) -> None:
+        """Has the next shard read, if there is room for it."""
+        has_room = len(self._shards) < AHEAD_SHARDS and self._opening is None
+        if not has_room or self._is_exhausted:
+            return
+        span = next(spans, None)
+        if span is None:
+            self._is_exhausted = True
+            return
+        self._opening = loader.submit(self._open, span)
+
+    def _open(self, span: ShardSpan) -> Shard:
+        start = time.perf_counter()
+        ledger = self.opener.path(span, LEDGER)
+        if ledger.exists():
+            raise InputError(
+                f"Batch under way: shard {span.index}; requests.mode=direct would pay for it "
+                f"twice. Run it with requests.mode: batch, or cancel the batch and remove {ledger}."
+            )
+        try:
+            return self.opener.open(span, self.asker.dim)
+        finally:
+            self.counters.stages["loader"].busy_s += time.perf_counter() - start
+
+    def _tick(self, askers: ThreadPoolExecutor) -> None:
+        """Waits for something to happen, at most for a moment, and goes on with it."""
+        start = time.perf_counter()
+        waited: set[Future[Any]] = {*self._requests}
+        if self._opening is not None:
+            waited.add(self._opening)
+        wait(waited, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        times = self.counters.stages["encoder"]
+        if self._requests:
+            times.busy_s += time.perf_counter() - start
+        else:
+            times.idle_s += time.perf_counter() - start
+        if self._opening is not None and self._opening.done():
+            shard, self._opening = self._opening.result(), None
+            self._send(shard, askers)
+        self._collect()
+
+    def _send(self, shard: Shard, askers: ThreadPoolExecutor) -> None:
+        """Queues the requests of a shard."""
+        self._shards[shard.span.index] = shard
+        self.counters.add(rows=shard.span.n_rows - len(shard.inputs.rows))
+        for inputs in group(shard.inputs, self.requests):
+            shard.n_open += 1
+            self._requests[askers.submit(self._ask, shard, inputs)] = shard
+        if shard.n_open == 0:
+            self._commit(shard)
+
+    def _ask(self, shard: Shard, inputs: Inputs) -> None:
+        row_index = shard.rows.row_index.tolist()
+        try:
+            for record in self.asker.records(inputs, row_index):
+                shard.journal.add(record)
+                self.counters.add(rows=len(record.rows), n_tokens=record.n_tokens)
+        except Halted:
+            return
+        except BaseException as error:
+            self._failure = self._failure or error
+            self.asker.limiter.halt.set()  # at once: no other request is begun
+
+    def _collect(self) -> None:
+        """Takes finished requests out, and commits shards that are whole."""
+        for request in [request for request in self._requests if request.done()]:
+            shard = self._requests.pop(request)
+            if self._failure is not None:
+                raise self._failure
+            shard.n_open -= 1
+            if shard.n_open == 0:
+                self._commit(shard)
+
+    def _commit(self, shard: Shard) -> None:
+        start = time.perf_counter()
+        self.opener.commit(shard, self.asker.dim)
+        self.counters.n_tokens_done += shard.journal.answers.n_tokens
+        del self._shards[shard.span.index]
+        self.counters.stages["writer"].busy_s += time.perf_counter() - start
+
+    def _finish_under_way(self, grace_s: float) -> None:
+        """Waits for the requests that were sent, which are charged anyway; starts no other."""
+        end_s = time.monotonic() + grace_s
+        self.asker.limiter.halt.set()
+        for request in list(self._requests):
+            if request.cancel():
+                del self._requests[request]
+        while self._requests and time.monotonic() < end_s:
+            wait(self._requests, timeout=TICK_S)
+            for request in [request for request in self._requests if request.done()]:
+                del self._requests[request]
+            self.counters.report(self.work)
+        if self._failure is not None:
+            raise self._failure

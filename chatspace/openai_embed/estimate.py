@@ -1,0 +1,273 @@
+"""The dry run: rows, tokens, requests, price and time of what a run has left to do.
+
+Unless it is asked to, it sends nothing. It reads the rows of its sample, a few at a time, or all of
+them; their texts are dropped as soon as they are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chatspace.openai_embed.asking import Asker
+from chatspace.openai_embed.catalogue import PRICES_OF, usd_per_million
+from chatspace.openai_embed.grouping import estimated_requests
+from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
+from chatspace.openai_embed.tokens import Counts, TokenCounter, make_counter
+from chatspace.openai_embed.work import open_session
+from chatspace.plan.model import Plan, SplitPlan
+from chatspace.plan.work import split_reader
+from chatspace.shards.records import ShardSpan
+from chatspace.shards.store import shard_indexes
+
+BLOCK_ROWS = 50
+ASKED_ROWS = 32
+ASK_S = 60.0
+MINUTE_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run has left to do, and what that takes.
+
+    Attributes:
+        rows: input rows of all splits.
+        rows_done: those whose shards are there.
+        rows_counted: rows whose tokens were counted.
+        n_tokens: of all rows that are left, cut to the model's limit.
+        method: how tokens were counted, in words.
+        spread: relative standard error of `n_tokens` from sampling, 0 where all were counted.
+        too_long: about how many rows are above the limit.
+        usd: price, None where it is not known.
+        minutes: at the account's limits, None where they are not known.
+        asked: what one request said, in words; None where none was sent.
+    """
+
+    rows: int
+    rows_done: int
+    rows_counted: int
+    n_tokens: int
+    method: str
+    spread: float
+    too_long: int
+    n_requests: int
+    usd: float | None
+    minutes: float | None
+    limits: dict[str, float | None]
+    asked: str | None = None
+
+
+@dataclass(slots=True)
+class _Sample:
+    counts: Counts
+    texts: list[str]
+    rows_left: int = 0
+    rows_kept: int = 0
+    rows_seen: int = 0
+
+
+def dry_run(plan: Plan) -> list[str]:
+    """Returns what a planned run has left to do and what that takes, as lines of text.
+
+    Nothing is sent unless the spec says `spending.ask_endpoint`: then one request of a few rows.
+    """
+    model = ModelSection.model_validate(plan.spec["model"])
+    counter = make_counter(model, plan.model["name"])
+    if not SpendingSection.model_validate(plan.spec["spending"]).ask_endpoint:
+        return estimate_lines(plan, estimate_run(plan, counter, max_tokens=model.max_tokens))
+    session = open_session(plan, None)
+    asker = replace(session.asker, give_up_s=ASK_S)
+    try:
+        estimate = estimate_run(plan, counter, max_tokens=model.max_tokens, asker=asker)
+    finally:
+        session.client.close()
+    return estimate_lines(plan, estimate)
+
+
+def estimate_run(
+    plan: Plan, counter: TokenCounter, *, max_tokens: int, asker: Asker | None = None
+) -> Estimate:
+    """Returns what a planned run has left to do.
+
+    Args:
+        plan: the run.
+        counter: counts tokens.
+        max_tokens: longest row.
+        asker: sends one request of a few rows, which is charged [nothing is sent].
+    """
+    spending = SpendingSection.model_validate(plan.spec["spending"])
+    requests = RequestsSection.model_validate(plan.spec["requests"])
+    sample = _count(plan, counter, spending.sample_rows)
+    counts = np.minimum(sample.counts, max_tokens)  # (n_counted,)
+    # Of the rows that were read, some are empty: they are never sent.
+    kept = sample.rows_kept / sample.rows_seen if sample.rows_seen else 0.0
+    n_sent = round(sample.rows_left * kept)
+    is_all = sample.rows_seen == sample.rows_left
+    n_tokens = float(counts.mean()) * n_sent if len(counts) else 0.0
+    rows = sum(split.rows for split in plan.splits)
+    estimate = Estimate(
+        rows=rows,
+        rows_done=rows - sample.rows_left,
+        rows_counted=len(counts),
+        n_tokens=round(n_tokens),
+        method=counter.method,
+        spread=0.0 if is_all else _spread(counts),
+        too_long=round(float((sample.counts > max_tokens).mean()) * n_sent) if len(counts) else 0,
+        n_requests=_n_requests(plan, counts, kept, requests),
+        usd=None,
+        minutes=None,
+        limits={"requests": requests.requests_per_min, "tokens": requests.tokens_per_min},
+    )
+    if asker is not None and sample.texts:
+        estimate = _asked(estimate, sample, asker, counter)
+    return _priced(estimate, plan.model["name"], requests)
+
+
+def estimate_lines(plan: Plan, estimate: Estimate) -> list[str]:
+    """Returns an estimate as lines of text."""
+    requests = RequestsSection.model_validate(plan.spec["requests"])
+    left = estimate.rows - estimate.rows_done
+    share = "all rows" if estimate.spread == 0 else f"{estimate.rows_counted:,} rows of a sample"
+    spread = f", give or take {2 * estimate.spread:.0%}" if estimate.spread else ""
+    done = f" of {estimate.rows:,}, the others are done" if estimate.rows_done else ""
+    mode = "Batch API" if requests.mode == "batch" else f"{requests.concurrency} at a time"
+    lines = [
+        f"run {plan.run_id}",
+        f"  model     {plan.model['name']} at {plan.model['base_url']}",
+        f"  rows      {left:,}{done}",
+    ]
+    if left == 0:
+        return lines
+    lines += [
+        f"  tokens    {estimate.n_tokens:,}{spread}; {estimate.method}, {share}",
+    ]
+    if estimate.too_long:
+        what = plan.spec["model"]["on_too_long"]
+        limit = plan.spec["model"]["max_tokens"]
+        lines.append(f"  too long  about {estimate.too_long:,} rows above {limit:,} tokens: {what}")
+    lines += [
+        f"  requests  {estimate.n_requests:,}, {mode}",
+        f"  price     {_price_words(plan.model['name'], estimate, requests.mode)}",
+        f"  time      {_time_words(estimate, requests)}",
+    ]
+    return [*lines, *([f"  asked     {estimate.asked}"] if estimate.asked else [])]
+
+
+def _count(plan: Plan, counter: TokenCounter, sample_rows: int) -> _Sample:
+    """Reads and counts rows that are spread over the shards that are left."""
+    missing = {split.name: _missing(plan, split) for split in plan.splits}
+    n_left = sum(span.n_rows for spans in missing.values() for span in spans)
+    found = _Sample(np.empty(0, np.int64), [], rows_left=n_left)
+    n_wanted = n_left if sample_rows == 0 else min(sample_rows, n_left)
+    parts = [found.counts]
+    for split in plan.splits:
+        spans = missing[split.name]
+        share = n_wanted * sum(span.n_rows for span in spans) // n_left if n_left else 0
+        reader = split_reader(plan, split)
+        for span in _blocks(spans, share):
+            rows = reader.read(span)
+            parts.append(counter.count(rows.texts))
+            found.rows_seen += span.n_rows
+            found.rows_kept += len(rows.texts)
+            found.texts += rows.texts[: max(0, ASKED_ROWS - len(found.texts))]
+    found.counts = np.concatenate(parts)  # (n_counted,)
+    return found
+
+
+def _missing(plan: Plan, split: SplitPlan) -> list[ShardSpan]:
+    present = set(shard_indexes(Path(plan.workspace) / split.output_dir))
+    return [span for span in split.spans() if span.index not in present]
+
+
+def _blocks(spans: list[ShardSpan], n_rows: int) -> Iterator[ShardSpan]:
+    """Yields ranges of rows, about `n_rows` together, evenly spread over some shards."""
+    total = sum(span.n_rows for span in spans)
+    n_blocks = max(1, n_rows // BLOCK_ROWS)
+    is_all = n_rows >= total
+    taken, before = 0, 0
+    for span in spans:
+        if is_all:
+            yield span
+            continue
+        # Block k begins at row k * total / n_blocks of those that are left.
+        while taken < n_blocks and (at := taken * total // n_blocks) < before + span.n_rows:
+            start = span.row_start + at - before
+            stop = min(start + min(BLOCK_ROWS, max(1, n_rows)), span.row_stop)
+            yield ShardSpan(index=span.index, row_start=start, row_stop=stop)
+            taken += 1
+        before += span.n_rows
+
+
+def _spread(counts: Counts) -> float:
+    if len(counts) < 2:
+        return 1.0
+    return float(counts.std(ddof=1) / np.sqrt(len(counts)) / max(1e-9, counts.mean()))
+
+
+def _n_requests(plan: Plan, counts: Counts, kept: float, requests: RequestsSection) -> int:
+    return sum(
+        estimated_requests(counts, round(span.n_rows * kept), requests)
+        for split in plan.splits
+        for span in _missing(plan, split)
+    )
+
+
+def _asked(estimate: Estimate, sample: _Sample, asker: Asker, counter: TokenCounter) -> Estimate:
+    """Returns the estimate with what one request of a few rows says of tokens and limits."""
+    ours = int(counter.count(sample.texts).sum())
+    start = time.monotonic()
+    answer = asker.ask(sample.texts, ours)
+    took_s = time.monotonic() - start
+    said = answer.n_tokens
+    limits = {
+        name: estimate.limits[name] or found for name, found in asker.limiter.limits().items()
+    }
+    words = f"{len(sample.texts)} rows in one request of {took_s:.2f} s: "
+    words += f"{said:,} tokens" if said else "the endpoint does not count tokens"
+    estimate = replace(estimate, limits=limits, asked=words)
+    if not said or counter.is_exact:
+        return estimate
+    return replace(
+        estimate,
+        n_tokens=round(estimate.n_tokens * said / ours),
+        method=f"the endpoint's own count of {len(sample.texts)} rows, scaled by their bytes",
+    )
+
+
+def _priced(estimate: Estimate, name: str, requests: RequestsSection) -> Estimate:
+    price = usd_per_million(name, requests.mode)
+    per_min = {"requests": estimate.n_requests, "tokens": estimate.n_tokens}
+    times = [per_min[name] / limit for name, limit in estimate.limits.items() if limit]
+    return replace(
+        estimate,
+        usd=None if price is None else estimate.n_tokens * price / 1e6,
+        minutes=max(times) if times and requests.mode == "direct" else None,
+    )
+
+
+def _price_words(name: str, estimate: Estimate, mode: str) -> str:
+    if estimate.usd is None:
+        return f"not known: {name} is not in the table of {PRICES_OF} (mode {mode})"
+    price = usd_per_million(name, mode)
+    shown = f"${estimate.usd:.2f}" if estimate.usd >= 1 else f"${estimate.usd:.6f}"
+    return f"{shown} at ${price:g} for a million tokens, table of {PRICES_OF}"
+
+
+def _time_words(estimate: Estimate, requests: RequestsSection) -> str:
+    if requests.mode == "batch":
+        return "up to 24 hours, which is what the Batch API promises"
+    if estimate.minutes is None:
+        return (
+            "not known without your account's limits: give requests.tokens_per_min and "
+            "requests.requests_per_min, or --ask-endpoint"
+        )
+    limits = " and ".join(
+        f"{limit:,.0f} {what}" for what, limit in estimate.limits.items() if limit
+    )
+    seconds = estimate.minutes * MINUTE_S
+    shown = f"{seconds:.0f} s" if seconds < 120 else f"{estimate.minutes:,.0f} min"
+    return f"at least {shown}, at {limits} a minute"

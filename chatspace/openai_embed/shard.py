@@ -1,0 +1,184 @@
+"""A shard on its way: its rows, the answers that came, and the table that they become."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from chatspace.data.rows import PreparedRows, SplitReader
+from chatspace.errors import ModelError
+from chatspace.layout import Layout
+from chatspace.openai_embed.answers import FloatArray
+from chatspace.openai_embed.asking import Inputs
+from chatspace.openai_embed.grouping import open_inputs
+from chatspace.openai_embed.journal import Journal
+from chatspace.openai_embed.spec import ModelSection
+from chatspace.openai_embed.tokens import TokenCounter
+from chatspace.plan.work import SliceWork
+from chatspace.shards.records import ShardSpan
+from chatspace.shards.table import Vectors, embedding_table
+from chatspace.spec.output import OutputSection
+
+TOO_LONG = "too_long"
+# What the names of a shard's files in the folder of requests end in.
+JOURNAL, LEDGER = "journal", "batch.json"
+_UNIT = 1e-3  # how far from one the length of a vector may be that its model scaled to one
+
+
+@dataclass(slots=True, kw_only=True)
+class Shard:
+    """A shard in hand.
+
+    Attributes:
+        inputs: rows that had no vector when it was opened.
+        n_open: requests that have not been answered.
+    """
+
+    span: ShardSpan
+    rows: PreparedRows
+    journal: Journal
+    inputs: Inputs
+    n_open: int = 0
+
+
+@dataclass(slots=True)
+class Opener:
+    """Reads shards, opens their journals, and commits them; one thread at a time.
+
+    Args:
+        work: the slice.
+        model: what the spec says of the model.
+        counter: counts tokens.
+    """
+
+    work: SliceWork
+    model: ModelSection
+    counter: TokenCounter
+    reader: SplitReader = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.reader = self.work.reader()
+
+    def open(self, span: ShardSpan, dim: int | None) -> Shard:
+        """Returns a shard with what was already answered of it.
+
+        Args:
+            span: the shard.
+            dim: length of its vectors, None where it is not known.
+        """
+        with self._lock:
+            rows = self.reader.read(span)
+        owner = self.work.plan.plan_sha256
+        journal = Journal(self.path(span, JOURNAL), owner, rows.texts, dim)
+        row_index = rows.row_index.tolist()
+        inputs = open_inputs(
+            journal, rows.texts, model=self.model, counter=self.counter, row_index=row_index
+        )
+        return Shard(span=span, rows=rows, journal=journal, inputs=inputs)
+
+    def commit(self, shard: Shard, dim: int | None) -> None:
+        """Writes the shard; its journal is removed once the file is there.
+
+        Raises:
+            ModelError: no row of the shard has a vector and the length is not known, or the
+                vectors cannot be stored as the spec says.
+        """
+        answers, skipped = shard.journal.answers, dict(shard.rows.skipped)
+        if answers.skipped:
+            skipped[TOO_LONG] = len(answers.skipped)
+        kept = np.array([r not in answers.skipped for r in range(answers.n_texts)], np.bool_)
+        vectors = answers.vectors
+        if vectors is None:
+            vectors = np.zeros((answers.n_texts, dim or 0), np.float32)
+        if vectors.shape[1] == 0:
+            raise ModelError(
+                f"Length of the vectors is not known: shard {shard.span.index} has no row that "
+                "could be sent, and no other was yet. Set model.dimensions, or skip those rows."
+            )
+        table = self._table(_kept_rows(shard.rows, kept), vectors[kept])
+        self.work.commit(shard.span, table, skipped=skipped, truncated=len(answers.cut))
+        shard.journal.close(remove=True)
+
+    def path(self, span: ShardSpan, suffix: str) -> Path:
+        """Returns a file of the run about one shard."""
+        plan = self.work.plan
+        folder = Layout(Path(plan.workspace)).run(plan.run_id).requests(self.work.split.name)
+        return folder / f"shard-{span.index:05d}.{suffix}"
+
+    def remove_leftovers(self) -> None:
+        """Removes files about shards that were committed just before their task was killed."""
+        split = self.work.split
+        folder = self.path(split.span(0), JOURNAL).parent
+        for path in folder.glob("shard-*") if folder.is_dir() else ():
+            index = int(path.name.split(".")[0].removeprefix("shard-"))
+            if self._shard_file(split.span(index)).exists():
+                path.unlink(missing_ok=True)
+
+    def _shard_file(self, span: ShardSpan) -> Path:
+        return Path(self.work.plan.workspace) / self.work.split.output_dir / span.file_name
+
+    def _table(self, rows: PreparedRows, vectors: FloatArray) -> pa.Table:
+        plan, split = self.work.plan, self.work.split
+        output = OutputSection.model_validate(plan.spec["output"])
+        return embedding_table(
+            rows=rows,
+            vectors=stored(vectors, output),
+            source=plan.spec["dataset"]["source"],
+            dataset=split.dataset,
+            split=split.name,
+            model=plan.model["name"],
+            created_at=plan.created_at,
+            run_id=plan.run_id,
+            keep_text=output.keep_text,
+            dtype=output.dtype,
+        )
+
+
+def stored(vectors: FloatArray, output: OutputSection) -> Vectors:
+    """Returns vectors cut and rounded as the output section says.
+
+    Those of length one are of length one again after they are cut.
+
+    Raises:
+        ModelError: they are shorter than they are to be cut to, or float16 cannot hold them.
+    """
+    dim, wanted = vectors.shape[1], output.truncate_dim
+    if wanted is not None and wanted > dim:
+        raise ModelError(
+            f"Vectors too short: output.truncate_dim={wanted}; the endpoint's have {dim} numbers. "
+            "Lower it or leave it out."
+        )
+    if wanted is not None and wanted < dim:
+        is_unit = np.abs(np.linalg.norm(vectors, axis=1) - 1) < _UNIT  # (n_rows,)
+        vectors = np.ascontiguousarray(vectors[:, :wanted])
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # (n_rows, 1)
+        vectors = np.where(
+            is_unit[:, None] & (norms > 0), vectors / np.maximum(norms, 1e-30), vectors
+        )
+    if output.dtype != "float16":
+        return vectors
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+        halves = vectors.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise ModelError("Vector is not finite: as float16. Set output.dtype: float32.")
+    return halves
+
+
+def _kept_rows(rows: PreparedRows, kept: npt.NDArray[np.bool_]) -> PreparedRows:
+    if kept.all():
+        return rows
+    mask: Any = pa.array(kept)
+    return PreparedRows(
+        row_index=rows.row_index[kept],
+        ids=rows.ids.filter(mask),
+        texts=[text for text, keep in zip(rows.texts, kept, strict=True) if keep],
+        metadata=rows.metadata.filter(mask),
+        skipped=rows.skipped,
+    )

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
+from chatspace.jobs.gather import gather_run
+from chatspace.layout import Layout
+from chatspace.openai_embed.batching import batch_file
+from chatspace.openai_embed.client import request_body
+from chatspace.plan.model import Plan
+from tests.openai_runs import (
+    N_ROWS,
+    check_vectors,
+    plan_of,
+    request_files,
+    rows_of,
+    run_here,
+    runtime_of,
+    start_task,
+)
+from tests.openai_server import KEY, FakeOpenAI, serving
+from tests.test_openai_direct import long_rows
+
+BATCH = {"mode": "batch"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    with serving() as fake:
+        yield fake
+
+
+def ledger_path(plan: Plan, shard: int = 0) -> Path:
+    folder = Layout(Path(plan.workspace)).run(plan.run_id).requests("train")
+    return folder / f"shard-{shard:05d}.batch.json"
+
+
+def wait_for(condition: Any, task: Any) -> None:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end and task.poll() is None:
+        time.sleep(0.01)
+
+
+def test_batch_run_makes_one_batch_a_shard(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.polls = 2
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    run_here(plan)
+    check_vectors(plan)
+    assert (len(server.batches), server.n_requests) == (3, 0)
+    assert set(server.served.values()) == {1}
+    assert request_files(plan) == []
+    (gathered,) = gather_run(plan, verify=True)
+    assert gathered.content["n_tokens"] == sum(len(text.split()) for text in server.served)
+    lines = [json.loads(line) for line in server.files["file-0"].splitlines()]
+    assert {line["url"] for line in lines} == {"/v1/embeddings"}
+    assert [len(line["body"]["input"]) for line in lines] == [5, 5, 5, 5]
+
+
+def test_batch_run_has_no_more_batches_at_once_than_asked(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, requests={**BATCH, "max_batches": 1})
+    run_here(plan)
+    check_vectors(plan)
+    looks = [path for path in server.paths if "/batches" in path]
+    made = [at for at, path in enumerate(looks) if path == "/v1/batches"]
+    assert made == [0, 2, 4]  # each was looked at before the next was made
+
+
+def test_task_killed_while_it_waits_finds_its_batches_again(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.polls = 10**9
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    task = start_task(plan)
+    wait_for(lambda: len(server.batches) == 3 and len(request_files(plan)) >= 6, task)
+    wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
+    os.kill(task.pid, signal.SIGKILL)
+    task.wait(timeout=10)
+    server.polls = 1
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 3
+    assert set(server.served.values()) == {1}
+
+
+def test_task_stopped_while_it_waits_exits_75_and_goes_on(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.polls = 10**9
+    plan = plan_of(tmp_path, server, requests={**BATCH, "poll_s": 600})
+    task = start_task(plan)
+    wait_for(lambda: len(server.batches) == 3, task)
+    wait_for(lambda: ledger_path(plan, 2).exists(), task)
+    task.terminate()
+    assert task.wait(timeout=20) == 75
+    server.polls = 1
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 3
+
+
+def test_batch_whose_id_was_never_heard_is_found_by_its_token(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.lose_batch_answer = True  # made, and the connection breaks before its id is sent
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 3
+
+
+def test_task_killed_between_making_a_batch_and_noting_it_makes_no_other(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.polls = 10**9
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    task = start_task(plan)
+    wait_for(lambda: len(server.batches) == 3, task)
+    wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
+    os.kill(task.pid, signal.SIGKILL)
+    task.wait(timeout=10)
+    for shard in range(3):  # as the file is between the two
+        path = ledger_path(plan, shard)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "batch_id": None}))
+    server.polls = 1
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 3
+    assert set(server.served.values()) == {1}
+
+
+def test_batch_run_outlives_looks_that_fail(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.failing_looks = 3
+    plan = plan_of(tmp_path, server, requests={**BATCH, "max_batches": 1})
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 3
+    assert runtime_of(plan)["n_retries"] == 3
+
+
+@pytest.mark.parametrize("end", ["expired", "failed:token_limit_exceeded"])
+def test_what_a_batch_left_undone_goes_into_another(
+    server: FakeOpenAI, tmp_path: Path, end: str
+) -> None:
+    server.batch_ends.append(end)
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    run_here(plan)
+    check_vectors(plan)
+    assert len(server.batches) == 4
+    assert set(server.served.values()) == {1}
+
+
+def test_batch_that_is_cancelled_keeps_its_half_and_ends_the_task(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.batch_ends.append("cancelled")
+    plan = plan_of(tmp_path, server, requests={**BATCH, "max_batches": 1})
+    with pytest.raises(UnfitEnvironmentError, match="Batch not finished: batch_0; cancelled"):
+        run_here(plan)
+    run_here(plan)
+    check_vectors(plan)
+    assert set(server.served.values()) == {1}
+
+
+def test_batch_that_is_refused_ends_the_task(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.batch_ends.extend(["failed:model_not_found"] * 3)
+    with pytest.raises(ModelError, match="Batch refused: batch_0; model_not_found"):
+        run_here(plan_of(tmp_path, server, requests=BATCH))
+
+
+@pytest.mark.parametrize("how", ["truncate", "skip"])
+def test_row_too_long_in_a_batch_is_asked_for_directly(
+    server: FakeOpenAI, tmp_path: Path, how: str
+) -> None:
+    server.limit = 20
+    dataset, model = long_rows(tmp_path), {"on_too_long": how}
+    plan = plan_of(tmp_path, server, dataset=dataset, model=model, requests=BATCH)
+    run_here(plan)
+    (gathered,) = gather_run(plan, verify=True)
+    is_cut = how == "truncate"
+    assert gathered.content["rows_truncated"] == (2 if is_cut else 0)
+    assert gathered.content["rows_skipped"] == ({} if is_cut else {"too_long": 2})
+    assert len(rows_of(plan)) == N_ROWS - (0 if is_cut else 2)
+    assert set(server.served.values()) == {1}
+
+
+def test_direct_run_refuses_a_shard_that_is_in_a_batch(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.polls = 10**9
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    task = start_task(plan)
+    wait_for(lambda: len(server.batches) == 3, task)
+    task.kill()
+    task.wait(timeout=10)
+    again = plan_of(tmp_path, server, requests={"mode": "direct"})
+    assert again.run_id == plan.run_id  # how it is asked is no part of the run
+    with pytest.raises(InputError, match="Batch under way: shard 0"):
+        run_here(again)
+    assert server.n_requests == 0
+
+
+def test_batch_file_above_its_limit_is_refused() -> None:
+    bodies = [request_body("tiny", ["naïve text"], None)]
+    content = batch_file(bodies, 7)
+    assert json.loads(content)["body"]["input"] == ["naïve text"]
+    assert batch_file(bodies, 7, max_bytes=len(content)) == content
+    with pytest.raises(InputError, match=r"shard 7 has .* Lower output\.rows_per_shard"):
+        batch_file(bodies, 7, max_bytes=len(content) - 1)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chatspace.api import open_run
+from chatspace.cli import main
+from tests.openai_runs import N_ROWS, spec_values
+from tests.openai_server import KEY, FakeOpenAI, serving
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-encodings"))
+    monkeypatch.chdir(tmp_path)
+    with serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def embed_dataset(
+    server: FakeOpenAI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Command:
+    """The command, with a spec file `s.yaml` that does not say that money may be spent."""
+    values = spec_values(tmp_path, server)
+    del values["spending"]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+
+    def run(*words: str, command: str = "embed-dataset") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["chatspace", command, *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said, errors = capfd.readouterr()
+        return int(end.value.code or 0), said, errors
+
+    return run
+
+
+def test_dry_run_sends_and_writes_nothing(
+    embed_dataset: Command, server: FakeOpenAI, tmp_path: Path
+) -> None:
+    code, said, errors = embed_dataset("s.yaml", "--set", "model.name=text-embedding-3-small")
+    assert (code, errors) == (0, "")
+    assert "rows      60\n" in said
+    assert "estimated as UTF-8 bytes / 4 (tiktoken's file of cl100k_base is not in" in said
+    assert "all rows\n" in said
+    assert "requests  12, 2 at a time" in said
+    assert "at $0.02 for a million tokens, table of 20" in said
+    assert "not known without your account's limits" in said
+    assert "dry run: nothing was sent" in said
+    assert server.paths == []
+    assert not (tmp_path / "ws" / "runs").exists()
+
+
+def test_dry_run_says_the_time_at_the_limits_that_are_given(embed_dataset: Command) -> None:
+    _, said, _ = embed_dataset("s.yaml", "--set", "requests.requests_per_min=4")
+    assert "at least 3 min, at 4 requests a minute" in said
+    assert "price     not known: tiny is not in the table of" in said
+
+
+def test_dry_run_that_may_ask_sends_one_request(embed_dataset: Command, server: FakeOpenAI) -> None:
+    server.headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9000"}
+    code, said, _ = embed_dataset("s.yaml", "--ask-endpoint")
+    assert code == 0
+    assert server.n_requests == 1
+    assert "the endpoint's own count of 32 rows" in said
+    assert "at 60 requests and 9,000 tokens a minute" in said
+    n_tokens = sum(len(text.split()) for text in server.requests[0])
+    assert f"{n_tokens} tokens" in said
+    assert "one request was sent" in said
+
+
+def test_execute_runs_gathers_and_then_has_nothing_left(
+    embed_dataset: Command, server: FakeOpenAI, tmp_path: Path
+) -> None:
+    code, said, errors = embed_dataset("s.yaml", "--execute")
+    assert code == 0, errors
+    assert "60 rows, every one accounted for" in said
+    assert server.n_requests == N_ROWS // 5
+    code, said, _ = embed_dataset("s.yaml")
+    assert "0 of 60, the others are done" in said
+    code, said, _ = embed_dataset("s.yaml", "--execute")
+    assert code == 0
+    assert "nothing to embed" in said
+    assert server.n_requests == N_ROWS // 5
+    (folder,) = (tmp_path / "ws" / "runs").iterdir()
+    run = open_run(folder)
+    assert run.vectors().shape == (N_ROWS, 16)
+    assert run.status().state == "complete"
+
+
+def test_flags_instead_of_a_file(
+    embed_dataset: Command, server: FakeOpenAI, tmp_path: Path
+) -> None:
+    flags = [
+        "--source", "parquet", "--path", "data/docs.parquet", "--workspace", "ws2",
+        "--model-name", "tiny", "--base-url", server.url, "--dimensions", "4",
+    ]  # fmt: skip
+    code, said, _ = embed_dataset(*flags)
+    assert code == 0
+    assert server.paths == []
+    code, said, errors = embed_dataset(*flags, "--execute")
+    assert code == 0, errors
+    assert "60  4 numbers each" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Which dataset?"),
+        (["gone.yaml"], "gone.yaml"),
+        (["s.yaml", "--excute"], "No such option: --excute"),
+        (["s.yaml", "more.yaml"], "more.yaml"),
+        (["s.yaml", "--set", "model.nam=x"], "Did you mean model.name?"),
+        (["s.yaml", "--set", "model.name="], "model.name"),
+        (["s.yaml", "--set", "model.base_url=host:80"], "Not an address: model.base_url"),
+        (["s.yaml", "--set", "kind=embed"], "model.base_url"),
+        (["s.yaml", "--set", "requests.concurrency=1000"], "concurrency=1000 is above 256"),
+        (["s.yaml", "--set", "dataset.text_field=body"], "body"),
+        (["s.yaml", "--set", "dataset.path=nowhere/*.parquet"], "nowhere"),
+        (["--source", "parquet"], "path is required"),
+        (["s.yaml", "--execute", "--set", "output.truncate_dim=99"], "output.truncate_dim=99"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    embed_dataset: Command, words: list[str], said: str
+) -> None:
+    code, out, errors = embed_dataset(*words)
+    assert (code, out if "--execute" not in words else "") == (2, "")
+    *_, last = errors.splitlines()
+    assert last.startswith("chatspace: ")
+    assert said in last
+    assert "Traceback" not in errors
+
+
+def test_run_without_leave_to_spend_is_refused(embed_dataset: Command, server: FakeOpenAI) -> None:
+    code, _, errors = embed_dataset("s.yaml", command="run")
+    assert code == 2
+    assert "spending.execute=false" in errors
+    code, _, _ = embed_dataset("s.yaml", "--set", "spending.execute=true", command="run")
+    assert code == 0
+    assert server.n_requests == N_ROWS // 5
+
+
+def test_probe_is_refused_before_it_pays(embed_dataset: Command, server: FakeOpenAI) -> None:
+    code, _, errors = embed_dataset(
+        "s.yaml", "--minutes", "0.02", "--set", "spending.execute=true", command="probe"
+    )
+    assert code == 2
+    assert "a probe would pay for rows that it drops" in errors
+    assert server.paths == []
+
+
+def test_examples_of_the_docs_work(
+    embed_dataset: Command, server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("CHATSPACE_WORKSPACE", str(tmp_path / "docs-ws"))
+    server.dim = 1536
+    text = (Path(__file__).parents[1] / "docs" / "openai.md").read_text(encoding="utf-8")
+    (spec,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "wiki.yaml").write_text(spec)
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    ours = [words[2:] for words in commands if words[:2] == ["chatspace", "embed-dataset"]]
+    assert len(ours) == 5
+    for words in ours:
+        here = [server.url if word == "http://localhost:8000/v1" else word for word in words]
+        code, said, errors = embed_dataset(*here)
+        assert code == 0, (words, errors)
+        assert ("dry run" in said) == ("--execute" not in words)

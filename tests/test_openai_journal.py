@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chatspace.openai_embed.journal import Journal, Record, ShardAnswers
+
+TEXTS = [f"text {i}" for i in range(10)]
+
+
+def record(*rows: int, cut: tuple[int, ...] = ()) -> Record:
+    vectors = np.array([[row, row + 0.5, 1] for row in rows], np.float32)
+    return Record(rows=rows, vectors=vectors, cut=cut, n_tokens=len(rows))
+
+
+def read(path: Path, texts: list[str] = TEXTS, owner: str = "plan") -> ShardAnswers:
+    journal = Journal(path, owner, texts, None)
+    journal.close()
+    return journal.answers
+
+
+def filled(path: Path) -> Path:
+    journal = Journal(path, "plan", TEXTS, None)
+    journal.add(record(3, 1))
+    journal.add(Record(rows=(4, 5), vectors=None))
+    journal.add(record(9, cut=(9,)))
+    journal.close()
+    return path
+
+
+def test_journal_gives_back_what_was_added(tmp_path: Path) -> None:
+    answers = read(filled(tmp_path / "s.journal"))
+    assert answers.left == [0, 2, 6, 7, 8]
+    assert (answers.cut, answers.skipped, answers.n_tokens) == ({9}, {4, 5}, 3)
+    assert answers.vectors is not None
+    np.testing.assert_array_equal(answers.vectors[[1, 3, 9], 0], [1, 3, 9])
+    assert not answers.is_whole
+
+
+def test_journal_cut_anywhere_keeps_whole_answers_and_goes_on(tmp_path: Path) -> None:
+    content = filled(tmp_path / "whole").read_bytes()
+    seen = set()
+    for size in range(len(content)):
+        path = tmp_path / "torn"
+        path.write_bytes(content[:size])
+        journal = Journal(path, "plan", TEXTS, None)
+        known = tuple(np.flatnonzero(journal.answers.is_known).tolist())
+        seen.add(known)
+        journal.add(record(0))
+        journal.close()
+        assert read(path).left == sorted({*range(10)} - {0, *known})
+    assert seen == {(), (1, 3), (1, 3, 4, 5)}
+
+
+def test_journal_with_a_flipped_bit_drops_what_follows(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s.journal")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert read(path).left == [0, 2, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("texts", "owner"), [([*TEXTS[:-1], "other"], "plan"), (TEXTS, "another plan")]
+)
+def test_journal_of_something_else_is_begun_anew(
+    tmp_path: Path, texts: list[str], owner: str
+) -> None:
+    path = filled(tmp_path / "s.journal")
+    assert read(path, texts, owner).left == list(range(10))
+    assert read(path).left == list(range(10))
+
+
+def test_journal_of_other_vectors_than_are_due_is_dropped(tmp_path: Path) -> None:
+    journal = Journal(filled(tmp_path / "s.journal"), "plan", TEXTS, 4)
+    assert journal.answers.left == list(range(10))
+    journal.close(remove=True)
+    assert not journal.path.exists()

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatspace.openai_embed.limits import BURST, Halted, RateLimiter, duration_s, retry_after_s
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def limiter_of(clock: Clock, **settings: float) -> RateLimiter:
+    return RateLimiter(clock=clock, sleep=clock.sleep, **settings)
+
+
+@given(
+    requests_per_min=st.integers(10, 600),
+    tokens_per_min=st.integers(1000, 100_000),
+    needs=st.lists(st.integers(1, 3000), min_size=1, max_size=40),
+)
+def test_acquire_never_lets_more_through_than_the_limits(
+    requests_per_min: int, tokens_per_min: int, needs: list[int]
+) -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, requests_per_min=requests_per_min, tokens_per_min=tokens_per_min)
+    sent: list[tuple[float, int]] = []
+    for need in needs:
+        limiter.acquire(need)
+        sent.append((clock.now_s, need))
+    for first, (start_s, _) in enumerate(sent):
+        for last in range(first, len(sent)):
+            span_min = (sent[last][0] - start_s) / 60
+            inside = [need for _, need in sent[first : last + 1]]
+            most = requests_per_min * (span_min + BURST) + 1
+            assert len(inside) <= most + 1e-6
+            burst = max(tokens_per_min * BURST, *needs)
+            assert sum(inside) <= tokens_per_min * span_min + burst + max(needs) + 1e-6
+
+
+def test_acquire_without_limits_never_waits() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock)
+    for _ in range(1000):
+        limiter.acquire(10**6)
+    assert clock.now_s == 0
+
+
+def test_acquire_of_more_than_a_bucket_holds_is_let_through_in_time() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, tokens_per_min=600)
+    limiter.acquire(300)
+    assert clock.now_s == pytest.approx(20, abs=0.5)  # 300 less the 100 there are, 10 a second
+
+
+def test_acquire_shares_the_limits_of_the_account_among_tasks() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, requests_per_min=60, share=0.25)
+    for _ in range(30):
+        limiter.acquire(1)
+    assert clock.now_s == pytest.approx((30 - 2.5) * 4, abs=1)
+    assert limiter.limits() == {"requests": 60, "tokens": None}
+
+
+def test_observe_takes_over_limits_that_nobody_gave() -> None:
+    limiter = limiter_of(Clock(), requests_per_min=500)
+    limiter.observe({"x-ratelimit-limit-requests": "3000", "x-ratelimit-limit-tokens": "1000000"})
+    assert limiter.limits() == {"requests": 500, "tokens": 1_000_000}
+
+
+def test_observe_slows_down_when_others_use_the_account() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, tokens_per_min=60_000)
+    limiter.observe({"x-ratelimit-remaining-tokens": "100"})
+    limiter.acquire(1100)
+    assert clock.now_s == pytest.approx(1, abs=0.3)
+
+
+def test_observe_of_nothing_left_waits_for_the_reset() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock)
+    limiter.observe({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "12s"})
+    limiter.acquire(1)
+    assert clock.now_s == pytest.approx(12, abs=0.3)
+
+
+def test_hold_keeps_every_request_back() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock)
+    limiter.hold(5)
+    limiter.hold(2)  # a shorter one changes nothing
+    limiter.acquire(1)
+    assert clock.now_s == pytest.approx(5, abs=0.3)
+
+
+def test_acquire_ends_when_the_task_does() -> None:
+    limiter = RateLimiter(requests_per_min=1)
+    limiter.hold(60)
+    threading.Timer(0.1, limiter.halt.set).start()
+    with pytest.raises(Halted):
+        limiter.acquire(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1s", 1), ("6m0s", 360), ("20ms", 0.02), ("1h2m3.5s", 3723.5), ("7", 7), ("", None),
+     ("soon", None), ("5 apples", None)],
+)  # fmt: skip
+def test_duration_s_reads_what_headers_say(text: str, seconds: float | None) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, 30),
+        ({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, 0),
+        ({"retry-after": "later"}, None),
+        ({"retry-after": "999999"}, 3600),
+        ({}, None),
+    ],
+)
+def test_retry_after_s_reads_seconds_and_dates(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert retry_after_s(headers, datetime(2026, 11, 21, 12, tzinfo=UTC)) == seconds
