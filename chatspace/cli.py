@@ -8,7 +8,19 @@ from typing import Any, NoReturn
 
 import typer
 
-from chatspace.commands import doctor, environment, measure, runs, stage, upkeep, watch
+from chatspace.commands import (
+    data,
+    doctor,
+    environment,
+    maps,
+    measure,
+    openai,
+    runs,
+    stage,
+    upkeep,
+    vectors,
+    watch,
+)
 from chatspace.errors import ChatspaceError, ExitCode
 
 # typer carries its own copy of click, whose usage errors have no public name.
@@ -28,6 +40,8 @@ app = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     doctor.doctor,
     stage.stage,
+    data.download_dataset,
+    data.convert,
     measure.probe,
     runs.setup,
     runs.submit,
@@ -40,6 +54,12 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     watch.status,
     watch.logs,
     measure.report,
+    vectors.export,
+    vectors.search,
+    vectors.duplicates,
+    maps.reduce,
+    maps.map,
+    maps.atlas,
     runs.schema,
     runs.demo,
     runs.version,
@@ -56,6 +76,14 @@ app.command(
         "help_option_names": [],
     },
 )(runs.embed_hf)
+app.command(
+    "embed-dataset",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(openai.embed_dataset)
 
 
 def main() -> None:

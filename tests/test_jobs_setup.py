@@ -187,6 +187,13 @@ def test_estimated_bytes_from_vectors_and_text() -> None:
     assert estimated_bytes(plan) == 1000 * (64 * 2 + 64)
 
 
+def test_estimated_bytes_count_the_chunks_of_long_rows() -> None:
+    chunks = {"long_text": "chunk", "chunk_tokens": 25, "overlap_tokens": 5}
+    plan = replace(plan_of(model=chunks), model={"embedding_dim": 64})
+    n_vectors = 1000 + 80_000 // (4 * 20)
+    assert estimated_bytes(plan) == n_vectors * (64 * 4 + 64) + 80_000 // 3
+
+
 def test_input_folders_behind_links_are_named_too(spec: Maker, tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "tiny" / "model.safetensors").rename(tmp_path / "blobs" / "abc")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,11 @@ def test_render_summary_at_80_columns_shows_every_figure() -> None:
         assert figure in shown
     for line in (*SUMMARY.manifests, *SUMMARY.pictures, *SUMMARY.next_steps):
         assert line in shown
+
+
+def test_render_summary_names_chunks_only_where_there_are_some() -> None:
+    assert "chunks" not in _shown(SUMMARY)
+    assert re.search(r"chunks +61,002 ", _shown(replace(SUMMARY, chunks=61_002)))
 
 
 def test_render_summary_stage_bars_show_the_busy_share() -> None:

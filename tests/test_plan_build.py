@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from chatspace.data.inputs import InputFile
+from chatspace.data.sources import dataset_label
 from chatspace.errors import ChatspaceError, InputError, OutputError, SpecError, UserError
 from chatspace.layout import Layout
-from chatspace.plan.build import build_plan, dataset_label
+from chatspace.plan.build import build_plan
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan, save_plan
 from chatspace.spec.cluster import resolve_cluster

@@ -46,7 +46,7 @@ def test_iter_flags_short_name_only_where_it_is_unambiguous(
     [
         ("seed", "integer", False, ()),
         ("dataset.splits", "text", True, ()),
-        ("output.dtype", "choice", False, ("float32", "float16")),
+        ("output.dtype", "choice", False, ("float32", "float16", "int8", "binary")),
         ("container.nv", "choice", False, ("auto", "true", "false")),
         ("container.env", "mapping", True, ()),
         ("encode.normalize", "boolean", False, ()),

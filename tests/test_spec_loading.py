@@ -128,7 +128,10 @@ def test_load_spec_key_in_the_wrong_section_is_told_its_section(tmp_path: Path) 
             "slurm.extra.a=1.5; expected text or an integer or true or false",
         ),
         ("slurm: 5", "slurm=5; expected indented `key: value` lines."),
-        ("output: {dtype: float23}", "expected one of float32, float16. Did you mean float32?"),
+        (
+            "output: {dtype: float23}",
+            "expected one of float32, float16, int8, binary. Did you mean float32?",
+        ),
         ("output: {keep_text: yes}", "output.keep_text='yes'; expected true or false."),
         ("output: {keep_columns: a}", "expected a list such as [a, b]. Write ['a']."),
         ("output: {keep_columns: [a, 1]}", "output.keep_columns[1]=1; expected text. Put it in"),
@@ -155,7 +158,7 @@ def test_load_spec_missing_key_names_its_section(tmp_path: Path) -> None:
     path = write(tmp_path, "kind: embed\nname: x\ndataset:\n  path: a\n", head="")
     assert refused(path) == (
         f"Missing key: {path}:3 dataset.source; expected one of huggingface, parquet, jsonl, csv, "
-        "arrow. Add it."
+        "arrow, text. Add it."
     )
 
 
