@@ -111,7 +111,7 @@ def zstd_bytes(content: bytes) -> bytes:
 
 
 def gzip_bytes(content: bytes) -> bytes:
-    return gzip.compress(content)
+    return gzip.compress(content, mtime=0)
 
 
 def command(*words: str) -> tuple[int, str, str]:

@@ -87,7 +87,7 @@ def test_stage_jsonl_keeps_every_value(tmp_path: Path, workspace: Path) -> None:
 def test_stage_jsonl_gz_byte_order_mark_and_long_line(tmp_path: Path, workspace: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     line = json.dumps({"text": "x" * (3 << 20)}).encode()
-    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + line + b"\r\n" + line))
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + line + b"\r\n" + line, mtime=0))
     assert [len(row["text"]) for row in rows(stage(path, "jsonl", workspace))] == [3 << 20] * 2
 
 
