@@ -26,13 +26,13 @@ WORDS = ["slurm", "array", "shard", "slice", "encoder", "vector", "token", "gath
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run in several processes, those of one SLURM cluster share one of them."""
+    """Where tests run in several processes, those of a file, or of a SLURM cluster, share one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             version = re.search(r"^tests/slurm/.*\[(debian|newer)\b", nodeid)
-            return version[1] if version else nodeid
+            return version[1] if version else nodeid.partition("::")[0]
 
     return ByCluster(config, log)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chatspace.data.candidates import strata
 from chatspace.data.choosing import choose_rows
 from chatspace.data.inventory import inventory
 from chatspace.data.selection import RowList, RowRange, open_selection, positions, write_list
@@ -19,6 +20,7 @@ from chatspace.errors import InputError, SpecError, UserError
 from chatspace.spec.dataset import DatasetSection
 
 N_ROWS = 1000
+DATASET = DatasetSection.model_validate({"source": "parquet", "path": "x"})
 LANGS = ["en", "de", None, "fr", "en"]
 
 
@@ -174,3 +176,82 @@ def test_open_selection_of_another_length_is_refused(tmp_path: Path, files: list
     (tmp_path / selected.path).unlink()
     with pytest.raises(InputError, match="No such file"):
         open_selection(selected, tmp_path, 10)
+
+
+def one_file(path: Path, columns: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_where_reads_the_file_whose_name_is_a_pattern(tmp_path: Path) -> None:
+    texts = {"text": ["a", "b", "b"]}
+    one_file(tmp_path / "data" / "part1.parquet", {"text": ["a", "a", "a"]})
+    path = one_file(tmp_path / "data" / "part[1].parquet", texts)
+    assert chosen([path], tmp_path, where="text = 'a'") == [0]
+
+
+def test_where_takes_columns_from_the_file_and_not_from_its_folder(tmp_path: Path) -> None:
+    path = one_file(tmp_path / "year=2020" / "x.parquet", {"text": ["a"] * 4, "year": [1, 2, 3, 4]})
+    assert chosen([path], tmp_path, where="year < 3") == [0, 1]
+    other = one_file(tmp_path / "lang=en" / "x.parquet", {"text": ["a"]})
+    with pytest.raises(SpecError, match="lang"):
+        chosen([other], tmp_path, where="lang = 'en'")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "random() < 0.5",
+        "n < 5 AND uuid() <> text",
+        "now() > TIMESTAMP '2020-01-01'",
+        "current_date > DATE '2020-01-01'",
+        "today() > DATE '2020-01-01'",
+        "current_setting('threads') = 2",
+    ],
+)
+def test_where_that_varies_is_refused(files: list[Path], tmp_path: Path, where: str) -> None:
+    with pytest.raises(SpecError, match="does not give the same every time"):
+        chosen(files, tmp_path, where=where)
+
+
+def test_where_over_columns_that_differ_in_case_is_refused(tmp_path: Path) -> None:
+    path = one_file(tmp_path / "x.parquet", {"Text": ["a", "b"], "text": ["b", "a"]})
+    with pytest.raises(InputError, match="Ambiguous columns"):
+        chosen([path], tmp_path, where="text = 'b'")
+
+
+def test_where_on_a_damaged_file_blames_the_file(tmp_path: Path) -> None:
+    path = one_file(
+        tmp_path / "x.parquet", {"text": ["some words " * 50 + str(n) for n in range(50)]}
+    )
+    content = bytearray(path.read_bytes())
+    content[20:400] = bytes(380)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"Cannot read for dataset\.where: .*x\.parquet"):
+        chosen([path], tmp_path, where="text LIKE '%1'")
+
+
+def test_stratify_by_numbers_puts_what_is_no_number_into_one_stratum(tmp_path: Path) -> None:
+    values = [float("nan"), float("nan"), 1.0, None]
+    paths = [
+        one_file(tmp_path / name, {"text": ["t"] * 4, "x": pa.array(values, pa.float64())})
+        for name in ("a.parquet", "b.parquet")
+    ]
+    codes, names = strata(inventory(paths, DATASET), "x")
+    assert codes.tolist() == [0, 0, 1, 2] * 2
+    assert len(names) == 3
+
+
+def test_stratify_by_values_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    column = pa.array([b"\xff", b"a"], pa.binary()).view(pa.string())
+    path = one_file(tmp_path / "x.parquet", {"text": ["a", "b"], "lang": column})
+    with pytest.raises(InputError, match=r"Not usable for strata: .*lang"):
+        chosen([path], tmp_path, sample={"n": 1, "stratify_by": "lang"})
+
+
+def test_stratify_by_an_unknown_column_is_refused_also_where_all_rows_are_read(
+    files: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="stratify_by='nosuch'"):
+        chosen(files, tmp_path, sample={"n": 5000, "stratify_by": "nosuch"})

@@ -383,3 +383,13 @@ def test_run_spec_hash_knows_the_keys_of_texts_only_where_they_are_written() -> 
     assert hashed(template="{{ text }}") - plain == {"template"}
     assert hashed(conversation="all_turns") - plain == {"conversation"}
     assert hashed(extract_first_assistant=True) == plain
+
+
+def test_template_that_prints_an_address_is_refused_and_a_row_about_one_is_not() -> None:
+    template = row_template("{{ m.keys ~ '' }} {{ text }}")
+    with pytest.raises(UnfitRow, match="is no text"):
+        template.render({"m": {"a": 1}, "text": "t"})
+    about = "<function f at 0x7f00>"
+    assert row_template("{{ text }}").render({"text": about}) == about
+    with pytest.raises(UnfitRow):
+        row_template("{{ text * 10**15 }}").render({"text": "long"})

@@ -333,3 +333,8 @@ def test_load_spec_override_of_broken_flow_yaml_is_refused(tmp_path: Path, value
     error = refused(write(tmp_path, ""), f"model.model_kwargs.x={value}")
     assert "--set " in error
     assert "model.model_kwargs.x=" in error
+
+
+def test_load_spec_number_between_two_limits_names_both(tmp_path: Path) -> None:
+    text = "kind: embed\nname: x\ndataset: {source: csv, path: a, sample: {fraction: 1.5}}\n"
+    assert "expected a number greater than 0 and up to 1" in refused(write(tmp_path, text, head=""))

@@ -22,6 +22,9 @@ from chatspace.viz.reduction import Reduction, points_of, reduced, reduction_pat
 from chatspace.viz.run_map import MISSING, groups_of, write_run_map
 from tests.conftest import SpecMaker, texts, write_parquet
 
+# UMAP is compiled when it is first used, which takes long beside other work.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 N_ROWS = 120
 
 
@@ -90,7 +93,7 @@ def test_pca_layout_puts_the_widest_spread_on_the_first_axis() -> None:
 def test_reduced_writes_a_row_for_each_point_with_its_columns(source: VectorSource) -> None:
     notes: list[str] = []
     points = reduced(source, Reduction(n_neighbors=5, seed=1), notes.append)
-    assert notes == ["Placing 120 of 120 rows by umap"]
+    assert [note.partition(";")[0] for note in notes] == ["Placing 120 of 120 rows by umap"]
     assert points.column_names == [
         *("id", "split", "row_index", "text", "topic", "score", "metadata_x", "tags"),
         *("x", "y", "neighbors"),
@@ -154,6 +157,11 @@ def test_groups_of_numbers_are_eight_classes_and_nothing_is_a_class_of_its_own(
     assert max(classes.count(name) for name in set(classes)) == 15
     with pytest.raises(InputError, match=r"--color topics; .*Did you mean topic\?"):
         groups_of(points, "topics")
+
+
+def test_groups_of_whole_numbers_beyond_floats_are_their_own_names() -> None:
+    points = pa.table({"snow": [2**60 + n for n in range(20)], "x": [0.0] * 20})
+    assert groups_of(points, "snow")[0] == str(2**60)
 
 
 def test_write_run_map_says_what_it_shows(source: VectorSource, tmp_path: Path) -> None:

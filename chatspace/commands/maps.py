@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,8 +65,9 @@ def reduce(
     points = reduced(source, wanted, say_at_once)
     path = reduction_path(source.plan, method)
     say(f"{source.plan.run_id}: {points.num_rows:,} points by {method}; {path}")
-    say(f"\nNext:\n  chatspace map {source.plan.run_id} --method {method}")
-    say(f"  chatspace atlas {source.plan.run_id} --method {method}")
+    where = f" --workspace {shlex.quote(workspace)}" if workspace else ""
+    rest = f"{shlex.quote(run)} --method {method}{where}"
+    say(f"\nNext:\n  chatspace map {rest}\n  chatspace atlas {rest}")
 
 
 def map(

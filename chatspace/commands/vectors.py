@@ -88,7 +88,9 @@ def search(
     """Find the rows nearest to a text, or to another row."""
     from chatspace.export.search import check_k, search_like, search_text
 
-    if (text is None) == (like is None):
+    if text is not None and like is not None:
+        raise SpecError(f"Search for what? TEXT and --like {like} are both given; keep one.")
+    if text is None and like is None:
         raise SpecError("Search for what? Give a text, or the id of a row with --like.")
     if like is not None and prompt_name is not None:
         raise SpecError("--prompt-name is for a text; a row's vector is there already. Remove it.")

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from chatspace.data.condition import matching_rows
 from chatspace.data.inputs import InputFile
 from chatspace.data.parquet import check_column, open_parquet, reading, shown_type
-from chatspace.errors import InputError, SpecError
+from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 
@@ -22,8 +23,8 @@ Strata = npt.NDArray[np.integer]
 
 BLOCK_ROWS = 1 << 20
 MAX_STRATA = 1 << 16
-_QUERY = "SELECT file_row_number FROM read_parquet($1, file_row_number = true) WHERE ({where}\n)"
-_BATCH_ROWS = 1 << 17
+# A column may be wide, and strata are short: a batch of this many rows holds what a few names take.
+_BATCH_ROWS = 1 << 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,11 @@ def find_candidates(files: Sequence[InputFile], dataset: DatasetSection) -> Cand
     Memory is an eighth of a byte for each row of the split, and what DuckDB is allowed.
 
     Raises:
-        SpecError: the condition is no condition, or names an unknown column.
-        InputError: no row is left.
+        SpecError: the condition is no condition, names an unknown column, or varies.
+        InputError: no row is left, or a file cannot be read.
     """
     total = sum(file.rows for file in files)
-    bits = None if dataset.where is None else _matching(files, dataset.where)
+    bits = None if dataset.where is None else matching_rows(files, dataset.where)
     found = _after(Candidates(start=0, stop=total, bits=bits), dataset.skip_rows or 0)
     if dataset.max_rows is not None:
         found = _up_to(found, dataset.max_rows)
@@ -74,7 +75,9 @@ def find_candidates(files: Sequence[InputFile], dataset: DatasetSection) -> Cand
         given = (("where", dataset.where), ("skip_rows", dataset.skip_rows))
         asked = " and ".join(f"dataset.{key}={shown(v)}" for key, v in given if v is not None)
         raise InputError(
-            f"No rows left: {asked} leaves none of {total:,} rows. Change it, or leave it out."
+            f"No rows left: {asked} leaves none of the {total:,} rows of "
+            f"{shown(Path(files[0].path))}{' and others' if len(files) > 1 else ''}. "
+            "Change it, or leave it out."
         )
     return found
 
@@ -92,8 +95,8 @@ def strata(files: Sequence[InputFile], column: str) -> tuple[Strata, list[Any]]:
     row = 0
     for file in files:
         for values in _column_batches(file.path, column):
-            encoded = values.dictionary_encode(null_encoding="encode")
-            wanted = [known.setdefault(v, len(known)) for v in encoded.dictionary.to_pylist()]
+            encoded, found_values = _encoded(values, column, file.path)
+            wanted = [known.setdefault(value, len(known)) for value in found_values]
             if len(known) > MAX_STRATA:
                 raise InputError(
                     f"Too many strata: dataset.sample.stratify_by={column!r} has more than "
@@ -101,10 +104,28 @@ def strata(files: Sequence[InputFile], column: str) -> tuple[Strata, list[Any]]:
                 )
             if len(known) > 256 and codes.dtype == np.uint8:
                 codes = codes.astype(np.uint16)
-            found = np.array(wanted, codes.dtype)[encoded.indices.to_numpy(zero_copy_only=False)]
+            found = np.array(wanted, codes.dtype)[encoded]
             codes[row : row + len(found)] = found
             row += len(found)
     return codes, list(known)
+
+
+def _encoded(values: pa.Array, column: str, path: str) -> tuple[Ints, list[Any]]:
+    """Returns the place of each row's value in a list of values, and the list."""
+    try:
+        encoded = values.dictionary_encode(null_encoding="encode")
+        found = encoded.dictionary.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"Not usable for strata: dataset.sample.stratify_by={column!r}; {why}, in "
+            f"{shown(Path(path))}. Name another column."
+        ) from error
+    # What is no number equals nothing, itself included; here it is one stratum.
+    return encoded.indices.to_numpy(), [_NAN if value != value else value for value in found]  # noqa: PLR0124
+
+
+_NAN = object()
 
 
 def _column_batches(path: str, column: str) -> Iterator[pa.Array]:
@@ -126,71 +147,6 @@ def _column_batches(path: str, column: str) -> Iterator[pa.Array]:
             values = batch.column(0)
             is_encoded = pa.types.is_dictionary(type_)
             yield values.dictionary_decode() if is_encoded else values
-
-
-def _matching(files: Sequence[InputFile], where: str) -> npt.NDArray[np.uint8]:
-    """Returns a bit for each row of the split, set where the condition holds."""
-    bits = np.zeros(-(-sum(file.rows for file in files) // 8), np.uint8)
-    connection = _connection([file.path for file in files])
-    first = 0
-    for file in files:
-        for rows in _matching_rows(connection, file, where):
-            at = rows + first
-            np.bitwise_or.at(bits, at >> 3, (128 >> (at & 7)).astype(np.uint8))
-        first += file.rows
-    return bits
-
-
-def _connection(paths: Sequence[str]) -> Any:
-    """Returns a DuckDB that reads these files and no others, and writes none."""
-    import duckdb
-
-    connection = duckdb.connect(config={"memory_limit": "1GB", "autoinstall_known_extensions": "0"})
-    listed = ", ".join("'{}'".format(path.replace("'", "''")) for path in paths)
-    connection.execute(f"SET allowed_paths = [{listed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def _matching_rows(connection: Any, file: InputFile, where: str) -> Iterator[Ints]:
-    import duckdb
-
-    query = _QUERY.format(where=where)
-    try:
-        # More than one statement, or a condition that closes our bracket, is no condition.
-        if len(connection.extract_statements(query)) != 1 or not _is_balanced(where):
-            raise SpecError(_bad_condition(where, "it is more than one condition", file))
-        reader = connection.sql(query, params=[file.path]).to_arrow_reader(_BATCH_ROWS)
-        for batch in reader:
-            yield batch.column(0).to_numpy()
-    except duckdb.Error as error:
-        raise SpecError(_bad_condition(where, _first_lines(error), file)) from error
-
-
-def _is_balanced(where: str) -> bool:
-    import duckdb
-
-    try:
-        return len(duckdb.extract_statements(f"SELECT 1 WHERE {where}")) == 1
-    except duckdb.Error:
-        return False
-
-
-def _bad_condition(where: str, why: str, file: InputFile) -> str:
-    with open_parquet(file.path) as parquet:
-        names = [str(name) for name in parquet.schema_arrow.names]
-    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-    return (
-        f"Invalid condition: dataset.where={shown(where)}; {why}; columns are {listed}. "
-        "Write it as after WHERE in SQL."
-    )
-
-
-def _first_lines(error: Exception) -> str:
-    """Returns what DuckDB says, without its picture of where in the query."""
-    lines = [line.strip() for line in str(error).split("\n\n", maxsplit=1)[0].splitlines()]
-    return " ".join(lines)[:200].rstrip(".!")
 
 
 def _after(candidates: Candidates, n_rows: int) -> Candidates:

@@ -51,7 +51,7 @@ def inventory(
     look = partial(_look, dataset=dataset, keep_columns=keep_columns)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(look, paths))
-    if dataset.template is not None and dataset.where is None:
+    if dataset.template is not None and not dataset.picks_rows:
         _try_first_rows(files, dataset)
     if not any(file.rows for file in files):
         first = f" such as {shown(paths[0])}" if paths else ""
@@ -129,6 +129,8 @@ def _look(path: Path, *, dataset: DatasetSection, keep_columns: Sequence[str]) -
             check_column(schema, dataset.id_field, path, "dataset.id_field")
         for name in keep_columns:
             check_column(schema, name, path, "output.keep_columns")
+        if dataset.sample is not None and dataset.sample.stratify_by is not None:
+            check_column(schema, dataset.sample.stratify_by, path, "dataset.sample.stratify_by")
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
         return InputFile(
             path=str(path),
@@ -149,7 +151,8 @@ def _try_first_rows(files: Sequence[InputFile], dataset: DatasetSection) -> None
         with open_parquet(file.path) as parquet, reading(file.path):
             leaves = needed_leaves(dataset, parquet.schema_arrow, file.path)
             columns = [parquet.metadata.schema.column(leaf).path for leaf in leaves]
-            batch = next(parquet.iter_batches(_TRIED_ROWS, columns=columns), None)
+            n_rows = min(_TRIED_ROWS, dataset.max_rows or _TRIED_ROWS)
+            batch = next(parquet.iter_batches(n_rows, columns=columns), None)
             if batch is not None:
                 place = partial(_row_of_file, file.path)
                 for _ in row_texts(dataset, batch, file.path, place):

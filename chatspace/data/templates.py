@@ -7,6 +7,7 @@ is taken out, and what would print as an address in memory is refused. Null prin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -24,6 +25,7 @@ from chatspace.spec.problems import nearest
 _ROW = "row"
 _PRINTED = (str, int, float, list, tuple, dict, Decimal, date, time, timedelta, StrictUndefined)
 _MAX_LISTED = 40
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 
 
 class UnfitRow(Exception):
@@ -109,11 +111,16 @@ class RowTemplate:
         """
         row = {} if _ROW in values else {_ROW: values}
         try:
-            return self._template.render({**values, **row})
+            text = self._template.render({**values, **row})
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UnfitRow(_one_line(error)) from error
-        except (AttributeError, RecursionError, OverflowError) as error:
+        except (AttributeError, RecursionError, OverflowError, MemoryError) as error:
             raise UnfitRow(_one_line(error)) from error
+        # `~` joins what no finalizer sees. A row may itself be about such things.
+        address = _ADDRESS.search(text)
+        if address and not any(_ADDRESS.search(str(value)) for value in values.values()):
+            raise UnfitRow(f"{address[0][:80]} is no text, and another one in every process")
+        return text
 
 
 def _printable(value: Any) -> Any:

@@ -33,6 +33,8 @@ _NAN = re.compile(r"^\.(nan|NaN|NAN)$")
 _PLAIN_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", "!", None}
 _MAX_INT_DIGITS = 100
 
+_MOST_OF_VALUE, _MOST_OF_PATH = 80, 400
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
@@ -70,8 +72,14 @@ def dotted(key: Key) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def shown(value: object, limit: int = 80) -> str:
-    """Returns a value as it may stand in a one-line error: one line, not too long."""
+def shown(value: object, limit: int | None = None) -> str:
+    """Returns a value as it may stand in a one-line error: one line, not too long.
+
+    Args:
+        value: what is shown.
+        limit: characters at most [400 of a path, which is of use as a whole only; 80].
+    """
+    limit = limit or (_MOST_OF_PATH if isinstance(value, Path) else _MOST_OF_VALUE)
     text = str(value) if isinstance(value, Path) and str(value).isprintable() else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 

@@ -100,9 +100,14 @@ class Slot:
 
     def _range_words(self) -> str:
         above, least = _constraint(self.field, "gt"), _constraint(self.field, "ge")
+        most, below = _constraint(self.field, "le"), _constraint(self.field, "lt")
+        ends = [f"up to {most}"] if most is not None else []
+        ends += [f"below {below}"] if below is not None else []
         if above is not None:
-            return f" greater than {above}"
-        return f" of {least} or more" if least is not None else ""
+            return " and ".join([f" greater than {above}", *ends])
+        if least is not None:
+            return " and ".join([f" of {least} or more", *ends])
+        return f" {ends[0]}" if ends else ""
 
 
 def slot_at(model: type[BaseModel], key: tuple[str | int, ...]) -> Slot | None:

@@ -84,6 +84,15 @@ def pca_layout(vectors: NDArray[Any], *, scaled: bool) -> NDArray[np.float32]:
     return _centred(_first_two(_principal_axes(rows, seed=0)))
 
 
+def require_umap() -> Any:
+    """Returns the library of UMAP.
+
+    Raises:
+        UnfitEnvironmentError: umap-learn is not installed.
+    """
+    return library("umap", "umap-learn", extra="maps")
+
+
 def umap_layout(
     vectors: NDArray[Any], *, n_neighbors: int, min_dist: float, metric: str, seed: int
 ) -> Layout2d:
@@ -107,7 +116,7 @@ def umap_layout(
     """
     if len(vectors) < _MIN_UMAP_ROWS:
         return Layout2d(xy=pca_layout(vectors, scaled=metric == "cosine"))
-    umap = library("umap", "umap-learn", extra="maps")
+    umap = require_umap()
     rows = np.asarray(vectors, dtype=np.float32)  # (n, dim)
     k = min(n_neighbors, len(rows) - 1)
     state = np.random.RandomState(seed)

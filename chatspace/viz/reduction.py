@@ -26,7 +26,7 @@ from chatspace.export.source import VectorSource
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.shards.table import float_vectors
-from chatspace.viz.projection import Layout2d, pca_layout, project, umap_layout
+from chatspace.viz.projection import Layout2d, pca_layout, project, require_umap, umap_layout
 
 METHODS = ("umap", "pca", "tsne")
 METRICS = ("cosine", "euclidean", "manhattan", "correlation")
@@ -101,7 +101,11 @@ def reduced(source: VectorSource, reduction: Reduction, note: Callable[[str], No
     if found is not None and _note_of(found) == about:
         return found
     n_rows = about["rows_shown"]
-    note(f"Placing {n_rows:,} of {source.rows:,} rows by {reduction.method}")
+    first = ""
+    if reduction.method == "umap":
+        require_umap()
+        first = "; it is compiled first, which takes half a minute or more"
+    note(f"Placing {n_rows:,} of {source.rows:,} rows by {reduction.method}{first}")
     table = _reduce(source, reduction, n_rows)
     table = table.replace_schema_metadata({NOTE_KEY: json.dumps(about)})
     with atomic_path(path) as temp:

@@ -93,6 +93,8 @@ def _classes(values: Sequence[Any]) -> list[str]:
     found = np.array([np.nan if value is None else value for value in values], np.float64)
     is_there = np.isfinite(found)
     edges = np.unique(np.quantile(found[is_there], np.linspace(0, 1, _BINS + 1)))
+    if len(edges) < 2:  # whole numbers that are one as floats
+        return [MISSING if value is None else str(value) for value in values]
     place = np.clip(np.searchsorted(edges, found, side="right") - 1, 0, len(edges) - 2)
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    names = [f"{low:.10g} to {high:.10g}" for low, high in pairwise(edges)]
     return [names[i] if there else MISSING for i, there in zip(place, is_there, strict=True)]

@@ -12,7 +12,7 @@ import pytest
 from tests.slurm.cluster import NEWER_SLURM
 from tests.slurm.conftest import absent
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
 KINDS = ("worker-killed", "preemption", "disk-full", "two-repairs")
 SIZE = ("--tasks", "4", "--rows-per-task", "200")
@@ -31,7 +31,7 @@ def test_faults_on_the_newer_slurm_lose_no_row_and_change_no_vector() -> None:
         absent("needs root, and the SLURM that hpc/install-test-system fetches")
     words = ["--slurm", "newer", "--only", ",".join(KINDS), "--rounds", "1", *SIZE]
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *words], capture_output=True, text=True, timeout=580
+        [sys.executable, str(PROGRAM), *words], capture_output=True, text=True, timeout=1450
     )
     assert done.returncode == 0, done.stderr + done.stdout
     rows = table(done.stdout)

@@ -65,7 +65,7 @@ def test_resubmit_beside_running_tasks_shares_the_work_and_does_no_shard_twice(
     user.write_spec(slices={"count": 1}, output={"rows_per_shard": 100})
     array, _ = job_ids(user.chatspace("submit", "spec.yaml", "--no-doctor"))
     run = the_run(user)
-    said = user.chatspace("resubmit", str(run.folder), "--share", "--max-tasks", "3")
+    said = user.chatspace("resubmit", str(run.folder), "--share", "--max-tasks", "3", "--no-doctor")
     repair, gather = job_ids(said)
     states = wait_for_jobs([array, repair, gather], JOBS_TIMEOUT_S, slurm)
     assert set(states.values()) == {"COMPLETED"}, (states, user.logs())
