@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatspace.data import json_items as json_module
@@ -100,11 +101,14 @@ def test_convert_arrow_saved_folder_jsonl_and_csv(tmp_path: Path) -> None:
         ("[1, 2]", "Not an object: {path}:1 holds 1; "),
         ('"text"', "Not objects: {path}:1 begins with"),
         ('{"train": [{"a": 1}],\n "meta": {"v": 1}}', "Not a split: {path}:2; 'meta' is no list"),
+        ('{"messages": [{"a": 1}], "id": 5}', "If the file is one object, write it as [{...}]."),
+        ('{"messages": [{"a": 1}], "x": [5]}', "If the file is one object, write it as [{...}]."),
         ('[{"a": 1},\n{"a": "x"}]', "Type conflict: {path}:2; a is text here"),
         ("", "Empty dataset: "),
         ("[]", "Empty dataset: "),
         ("[" * 100_000, "Not an object: "),
-        ('{"..": [{"a": 1}]}', "Unfit split: '..'"),
+        ('{"train": [{"a": 1}], "..": [{"a": 1}]}', "Unfit split: '..'"),
+        ('{"\\ud800": [{"a": 1}]}', "Unfit split: '\\ud800'"),
     ],
 )
 def test_convert_bad_json_names_its_line_and_leaves_nothing(
@@ -145,6 +149,28 @@ def test_convert_never_replaces_what_another_source_gave(tmp_path: Path) -> None
         convert(Conversion(path=tmp_path / "a.json", out=tmp_path / "mine"))
 
 
+@pytest.mark.parametrize(
+    ("files", "by_file"),
+    [
+        ({"x.jsonl": {"a": 1}, "x.jsonl.gz": {"a": 2}}, True),
+        ({"a.json": [{"a": 1}], "b.json": {"train": [{"a": 2}]}}, False),
+        ({"a.json": {"train": [{"a": 1}]}, "b.json": {"train": [{"a": 2}]}}, True),
+        ({"a.json": {"a/b": [{"a": 1}], "a__b": [{"a": 2}]}}, False),
+    ],
+)
+def test_convert_two_splits_of_one_folder_are_refused_before_anything_is_written(
+    tmp_path: Path, files: dict[str, Any], by_file: bool
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        packed = gzip_bytes if name.endswith(".gz") else bytes
+        (tmp_path / "in" / name).write_bytes(packed(json.dumps(content).encode()))
+    message = refused(tmp_path / "in", tmp_path / "out", by_file=by_file)
+    assert message.startswith("Same split twice: ")
+    assert "would be written more than once. Rename it, convert the files one by one" in message
+    assert not (tmp_path / "out").exists()
+
+
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.floats(allow_nan=False)),
     lambda inner: st.one_of(
@@ -154,6 +180,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)  # the first call imports
 @given(
     items=st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=5),
     chunk=st.integers(1, 40),
@@ -309,6 +336,32 @@ def test_convert_command_says_what_to_write_into_a_spec(tmp_path: Path) -> None:
     assert "known: line, paragraph, file." in command(*words)[2]
 
 
+@pytest.mark.parametrize("by_file", [False, True])
+def test_convert_command_says_which_splits_are_empty(tmp_path: Path, by_file: bool) -> None:
+    (tmp_path / "in").mkdir()
+    for name, rest in (("a", []), ("b", ROWS)):
+        content = {"train": ROWS, "test": [], "dev": rest} if not by_file else {name: ROWS, "t": []}
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(content))
+    words = ("convert", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    code, out, errors = command(*words, *(["--by-file"] if by_file else []))
+    assert (code, errors) == (0, "")
+    expected = ["split 't'"] * 2 if by_file else ["split 'test'"]
+    empty = [line for line in out.splitlines() if "has no rows in" in line]
+    assert [line.split(":")[0] for line in empty] == expected
+    assert not (tmp_path / "out" / "test").exists()
+
+
+@pytest.mark.parametrize("folder", ["p, q", "a: b", "x #y", "{z}", "é 'q' \"r\"", "- 🧑", "plain"])
+def test_convert_command_prints_yaml_that_reads_back(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / "all.json"
+    splits = ["1", "yes", "a, b", "c: d", "train"]
+    path.write_text(json.dumps(dict.fromkeys(splits, ROWS)))
+    code, out, errors = command("convert", str(path), "--out", str(tmp_path / folder))
+    assert (code, errors) == (0, "")
+    written = yaml.safe_load(out[out.index("  dataset: ") :])["dataset"]
+    assert written == {"source": "parquet", "path": str(tmp_path / folder), "splits": splits}
+
+
 def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
     s3.pipe("bucket/docs/train.jsonl", jsonl_bytes(ROWS))
     s3.pipe("bucket/pq/train.parquet", parquet_bytes(ROWS))
@@ -339,6 +392,7 @@ def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
         (("--name", "b/x", "--source", "s3", "--format", "xml"), "download-dataset source='xml'"),
         (("--name", "b/x", "--source", "kaggle"), "Unknown protocol: "),
         (("--name", "s3://k:pw@b/x"), "path holds a password"),
+        (("--name", "s3://k:pw@b/x", "--source", "gs"), "path holds a password"),
         ((), "--name"),
     ],
 )
@@ -349,4 +403,5 @@ def test_download_dataset_command_wrong_options_are_one_line(
     assert code == 2
     assert expected in errors
     assert errors.count("\n") == 1
+    assert "k:pw" not in errors
     assert not list(tmp_path.rglob("*.parquet"))

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from chatspace.data.sources import find_files, natural_order
+from chatspace.data.sources import dataset_label, find_files, natural_order
 from chatspace.errors import InputError, SpecError
 from chatspace.spec.dataset import DatasetSection
 
@@ -124,3 +124,25 @@ def test_natural_order_numbers_and_leading_zeros_are_deterministic() -> None:
     ordered = ["1", "a", "a02", "a2", "a10", "b1"]
     assert [str(p) for p in natural_order(given)] == ordered
     assert [str(p) for p in natural_order(reversed(given))] == ordered
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("https://h/t.parquet?x=1", "t"),
+        ("https://h/a/t.parquet?x=1/2&y=?", "t"),
+        ("https://h:8080/*.parquet", "dataset"),
+        ("https://h?x=1", "dataset"),
+        ("HTTP://h:80/docs/*.parquet", "docs"),
+        ("sftp://me@h/*.parquet", "dataset"),
+        ("s3://bucket/*.parquet", "bucket"),
+        ("s3://bucket/t?.parquet", "bucket"),
+        ("s3://bucket/t.parquet?versionId=a/b", "t"),
+        ("s3://*/t.parquet", "t"),
+        ("s3://*/*.parquet", "dataset"),
+        ("hf://datasets/org/name@v1/*.parquet", "name@v1"),
+        ("/data/a?x=1/t.parquet", "t"),
+    ],
+)
+def test_dataset_label_of_a_url_is_neither_its_server_nor_its_query(path: str, label: str) -> None:
+    assert dataset_label(DatasetSection(source="parquet", path=path)) == label

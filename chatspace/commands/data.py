@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,7 +57,7 @@ def download_dataset(
     came = "downloaded now" if done.is_new else "was there already"
     say(f"{name}, split {split}{at}: {came}")
     _say_folder(done.folder, record)
-    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {done.home}, split: {split}}}")
+    _say_section(done.home, f"split: {_yaml(split)}")
 
 
 def convert(
@@ -91,15 +92,15 @@ def convert(
         raise SpecError(
             f"Unknown unit: --text-unit {text_unit}; known: {', '.join(TEXT_UNITS)}. Name one."
         )
-    done = convert_files(
-        Conversion(path=path, out=out, format=format_, split=split, by_file=by_file, text_unit=unit)
+    task = Conversion(
+        path=path, out=out, format=format_, split=split, by_file=by_file, text_unit=unit
     )
+    done = convert_files(task, say)
     for item in done:
         say(f"split {item.split}: converted from {item.record['source']}")
         _say_folder(item.folder, item.record)
-    names = ", ".join(item.split for item in done)
-    which = f"split: {names}" if len(done) == 1 else f"splits: [{names}]"
-    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {out.absolute()}, {which}}}")
+    names = ", ".join(_yaml(item.split) for item in done)
+    _say_section(out.absolute(), f"split: {names}" if len(done) == 1 else f"splits: [{names}]")
 
 
 def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
@@ -109,14 +110,16 @@ def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
     from chatspace.spec.dataset import DatasetSection
     from chatspace.spec.document import Document
     from chatspace.spec.problems import spec_error
+    from chatspace.spec.secrets import holds_secret
 
     source, name = values["source"], values["name"]
     if source in (None, "huggingface") and "://" not in name:
         values = {**values, "source": "huggingface"}
         _refuse_format(format_)
     else:
-        _refuse_hub_options(values)
         url = name if "://" in name else f"{source}://{name}"
+        if not holds_secret(url):  # else it is refused below, where it is not shown
+            _refuse_hub_options(values)
         values = {"source": format_ or _format_of(url), "path": url, "split": values["split"]}
     values = {key: value for key, value in values.items() if value is not None}
     try:
@@ -155,6 +158,21 @@ def _format_of(url: str) -> str:
 
     last = url.partition("?")[0].rsplit("/", 1)[-1]
     return next((name for name, ends in EXTENSIONS.items() if last.endswith(ends)), "parquet")
+
+
+def _say_section(home: Path, which: str) -> None:
+    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {_yaml(str(home))}, {which}}}")
+
+
+def _yaml(text: str) -> str:
+    """Returns a text as it may stand in a YAML list or mapping, quoted only where it has to be."""
+    import yaml
+
+    try:
+        is_plain = yaml.safe_load(f"[{text}]") == [text]
+    except yaml.YAMLError:
+        is_plain = False
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _say_folder(folder: Path, record: dict[str, Any]) -> None:

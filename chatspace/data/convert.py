@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.layout import path_component
 from chatspace.spec.dataset import DatasetSection, TextUnit
 from chatspace.spec.document import shown
+
+log = logging.getLogger(__name__)
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "json": with_compression(".json"),
@@ -58,10 +61,14 @@ class Converted:
     record: dict[str, Any]
 
 
-def convert(task: Conversion) -> list[Converted]:
+def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list[Converted]:
     """Writes each split to `out/{split}/`, whole or not at all; the same task gives the same rows.
 
     Memory is a row group of 64 MiB and a batch; a row of JSON is held as a whole.
+
+    Args:
+        task: what is converted, and to where.
+        note: told which splits are empty, and so are not written.
 
     Raises:
         InputError: the files are missing, damaged, of no known format, or hold no rows.
@@ -77,9 +84,11 @@ def convert(task: Conversion) -> list[Converted]:
         known = ", ".join(FORMATS)
         raise SpecError(f"Unknown format: {shown(format_)}; known: {known}. Name one of them.")
     files = _files(task.path, format_)
+    tables = list(_tables(task, files, format_, note))
+    _refuse_twice([(split, paths) for split, paths, _ in tables])
+    folders = [_folder(task, split) for split, _, _ in tables]
     done = []
-    for split, paths, table in list(_tables(task, files, format_)):
-        folder = _folder(task, split)
+    for folder, (split, paths, table) in zip(folders, tables, strict=True):
         about = _about(task, format_, paths)
         done.append(
             Converted(split=split, folder=folder, record=write_folder(folder, table, about, no_ids))
@@ -88,7 +97,7 @@ def convert(task: Conversion) -> list[Converted]:
 
 
 def _tables(
-    task: Conversion, files: list[Path], format_: str
+    task: Conversion, files: list[Path], format_: str, note: Callable[[str], None]
 ) -> Iterator[tuple[str, list[Path], Table]]:
     """Yields each split with its files and rows; a first reading finds what is wrong."""
     groups = [(_stem(path, format_), [path]) for path in files] if task.by_file else []
@@ -96,9 +105,15 @@ def _tables(
         if format_ != "json":
             yield name, paths, _table(task, format_, paths)
             continue
-        keys = dict.fromkeys(item.split for path in paths for item in json_items(path))
+        empty: list[str] = []
+        keys = dict.fromkeys(
+            item.split for path in paths for item in json_items(path, empty.append)
+        )
         if not keys:
             raise InputError(f"Empty dataset: {shown(task.path)} holds no rows. Check the path.")
+        for unfilled in dict.fromkeys(empty):
+            if unfilled not in keys:
+                note(f"split {shown(unfilled)}: has no rows in {shown(task.path)}; not written")
         for key in keys:
             split = name if key is None else key
             yield split, paths, read_objects(paths, partial(json_rows, split=key))
@@ -108,6 +123,21 @@ def _table(task: Conversion, format_: str, paths: Sequence[Path]) -> Table:
     if format_ == "text":
         return read_text(paths, task.text_unit, common_folder(paths))
     return {"jsonl": read_jsonl, "csv": read_csv, "arrow": read_arrow}[format_](paths)
+
+
+def _refuse_twice(splits: Sequence[tuple[str, Sequence[Path]]]) -> None:
+    """Refuses splits of which one would be written over another."""
+    first: dict[str, str] = {}
+    for split, paths in splits:
+        place = f"{shown(split)} of {shown(paths[0] if len(paths) == 1 else paths[0].parent)}"
+        folder = path_component(split)
+        if folder in first:
+            raise InputError(
+                f"Same split twice: {first[folder]} and {place}; the folder {shown(folder)} would "
+                "be written more than once. Rename it, convert the files one by one, or leave "
+                "--by-file out."
+            )
+        first[folder] = place
 
 
 def _about(task: Conversion, format_: str, paths: Sequence[Path]) -> dict[str, Any]:
@@ -123,7 +153,7 @@ def _about(task: Conversion, format_: str, paths: Sequence[Path]) -> dict[str, A
 
 def _folder(task: Conversion, split: str) -> Path:
     name = path_component(split)
-    if name in ("", ".", ".."):
+    if name in ("", ".", "..") or not name.isprintable():
         raise InputError(
             f"Unfit split: {shown(split)} in {shown(task.path)} names no folder. "
             "Choose another name."

@@ -6,7 +6,7 @@ A file is a list of objects, or splits as keys with a list of objects each, or o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,6 +20,7 @@ from chatspace.spec.document import shown
 _CHUNK_CHARS = 1 << 20
 # An error so near to the end of what is read may be only that the value goes on.
 _NEAR_CHARS = 16
+_ONE_OBJECT = " If the file is one object, write it as [{...}]."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,16 @@ class JsonItem:
     row: Row
 
 
-def json_items(path: Path) -> Iterator[JsonItem]:
+def _ignored(split: str) -> None:
+    """Says nothing of a split without objects."""
+
+
+def json_items(path: Path, empty: Callable[[str], None] = _ignored) -> Iterator[JsonItem]:
     """Yields the objects of a JSON file, in order.
+
+    Args:
+        path: the file.
+        empty: told the key of each split that has no objects.
 
     Raises:
         InputError: the file is no JSON, no UTF-8, damaged, or holds something else than objects.
@@ -42,7 +51,7 @@ def json_items(path: Path) -> Iterator[JsonItem]:
         if first == "[":
             yield from (JsonItem(None, row) for row in _list(text))
         elif first == "{":
-            yield from _object(text)
+            yield from _object(text, empty)
         elif first:
             raise InputError(
                 f"Not objects: {at_line(path, text.line)} begins with {shown(first)}; expected "
@@ -60,7 +69,7 @@ def json_rows(path: Path, split: str | None) -> Iterator[Row]:
     return (item.row for item in json_items(path) if item.split == split)
 
 
-def _object(text: _Text) -> Iterator[JsonItem]:
+def _object(text: _Text, empty: Callable[[str], None]) -> Iterator[JsonItem]:
     """Yields the objects of each split, or the file's one object."""
     if not text.holds_splits():
         yield JsonItem(None, _row(text))
@@ -72,29 +81,34 @@ def _object(text: _Text) -> Iterator[JsonItem]:
         if text.peek() != "[":
             raise InputError(
                 f"Not a split: {at_line(text.path, text.line)}; {shown(split)} is no list of "
-                "objects, as the keys before it are. Remove it."
+                f"objects, as the keys before it are. Remove it.{_ONE_OBJECT}"
             )
-        yield from (JsonItem(str(split), row) for row in _list(text))
+        n_rows = 0
+        for row in _list(text, _ONE_OBJECT):
+            yield JsonItem(str(split), row)
+            n_rows += 1
+        if not n_rows:
+            empty(str(split))
         text.comma("}")
     text.take("}")
 
 
-def _list(text: _Text) -> Iterator[Row]:
+def _list(text: _Text, advice: str = "") -> Iterator[Row]:
     text.take("[")
     while text.peek() != "]":
-        yield _row(text)
+        yield _row(text, advice)
         text.comma("]")
     text.take("]")
 
 
-def _row(text: _Text) -> Row:
+def _row(text: _Text, advice: str = "") -> Row:
     text.peek()
     line = text.line
     value, size = text.value()
     if not isinstance(value, dict):
         raise InputError(
             f"Not an object: {at_line(text.path, line)} holds {shown(value, 40)}; expected "
-            '{"key": value, ...}. Repair or remove it.'
+            f'{{"key": value, ...}}. Repair or remove it.{advice}'
         )
     return Row(line=line, size=size, values=value)
 

@@ -28,6 +28,7 @@ from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
 from chatspace.spec.problems import nearest
+from chatspace.spec.secrets import refuse_expanded_secret, without_query
 
 _KNOWN = ("s3", "gs", "hf", "https", "http", "abfs", "sftp")
 # The first that a store gives says whether a file is another now; a checksum goes before a time.
@@ -84,10 +85,12 @@ def split_url(dataset: DatasetSection, split: str) -> str:
     """Returns the URL of a split.
 
     Raises:
-        SpecError: a variable in it is not set.
+        SpecError: a variable in it is not set, or holds a secret.
     """
     assert dataset.path is not None
-    return expand(dataset.path.replace("{split}", split), "dataset.path")
+    url = expand(dataset.path.replace("{split}", split), "dataset.path")
+    refuse_expanded_secret(url, dataset.path, "dataset.path")
+    return url
 
 
 def protocol_of(url: str) -> str:
@@ -142,7 +145,7 @@ def current_version(split: RemoteSplit, file: RemoteFile) -> str:
 @contextmanager
 def remote_errors(url: str) -> Iterator[None]:
     """Turns what the libraries raise into one line; their own logs are silent meanwhile."""
-    place = f"dataset.path={shown(url)}"
+    place = f"dataset.path={shown(without_query(url))}"
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -182,13 +185,13 @@ def _open_system(url: str) -> tuple[Any, str]:
             if protocol_of(url) in ("s3", "gs"):
                 advice = "Install it: pip install 'chatspace[remote]'"
             raise UnfitEnvironmentError(
-                f"Missing library: dataset.path={shown(url)}; {protocol_of(url)}:// needs one more "
-                f"package. {advice}."
+                f"Missing library: dataset.path={shown(without_query(url))}; {protocol_of(url)}:// "
+                f"needs one more package. {advice}."
             ) from error
         if isinstance(cause, ValueError):
             raise SpecError(
-                f"Unknown protocol: dataset.path={shown(url)}; known: {', '.join(_KNOWN)} and "
-                "others of fsspec. Correct what stands before ://."
+                f"Unknown protocol: dataset.path={shown(without_query(url))}; known: "
+                f"{', '.join(_KNOWN)} and others of fsspec. Correct what stands before ://."
             ) from error
         raise
     return system, str(path)
@@ -356,4 +359,4 @@ def _credentials(protocol: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+    return " ".join(without_query(str(error)).split())[:160].rstrip(". ") or type(error).__name__

@@ -20,8 +20,10 @@ from typing import Any
 
 from chatspace.atomic import output_error, sync_folder
 from chatspace.data.remote import RemoteFile, RemoteSplit, current_version, remote_errors
+from chatspace.data.staged_folder import RECORD_NAME
 from chatspace.errors import InputError, OutputError, UnfitEnvironmentError
 from chatspace.spec.document import shown
+from chatspace.spec.secrets import without_query
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +54,20 @@ def fetch_split(split: RemoteSplit, folder: Path) -> list[Entry]:
         name, bytes, sha256 and version of each file, in order.
 
     Raises:
-        InputError: a file is gone, may not be read, changed meanwhile, or came damaged.
+        InputError: a file is gone, may not be read, changed meanwhile, came damaged, or has a
+            name that would lead out of the folder or that another file has.
         UnfitEnvironmentError: the server is out of reach.
         OutputError: the folder cannot be written, or the disk is too small.
     """
+    _refuse_unfit_names(split)
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         known = _read_journal(folder)
         there = {f.name: e for f in split.files if (e := _entry_of(split, f, folder, known))}
         missing = [file for file in split.files if file.name not in there]
         _check_space(folder, sum(file.bytes or 0 for file in missing))
-        log.info("fetching url=%s files=%d there=%d", split.url, len(missing), len(there))
+        url = without_query(split.url)
+        log.info("fetching url=%s files=%d there=%d", url, len(missing), len(there))
         with (folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
             pool = ThreadPoolExecutor(_THREADS)
             try:
@@ -103,7 +108,9 @@ def keep_fetched(folder: Path, earlier: Path, entries: Sequence[Entry], url: str
 
 @contextmanager
 def fetching(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder that is fetched to; another process that has it is waited for.
+    """Holds the lock of a folder that is staged to; another process that has it is waited for.
+
+    Folders above it that were made for the lock, and got nothing, go again.
 
     Raises:
         UnfitEnvironmentError: it has it for an hour.
@@ -112,6 +119,7 @@ def fetching(folder: Path) -> Iterator[None]:
     from filelock import SoftFileLease, Timeout
 
     path = folder.with_name(f"{folder.name}.lock")
+    missing = [above for above in path.parents if not above.exists()]
     with _output_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         lease = SoftFileLease(path, lease_duration=LEASE_S)
@@ -123,13 +131,29 @@ def fetching(folder: Path) -> Iterator[None]:
                 lease.acquire(timeout=_WAIT_S, poll_interval=0.5)
         except Timeout:
             raise UnfitEnvironmentError(
-                f"Somebody else fetches this: {path} is held. Run it again later, or remove that "
+                f"Somebody else stages this: {path} is held. Run it again later, or remove that "
                 "file if that process is gone."
             ) from None
     try:
         yield
     finally:
         lease.release()
+        with suppress(OSError):  # something is there now
+            for above in missing:
+                above.rmdir()
+
+
+def _refuse_unfit_names(split: RemoteSplit) -> None:
+    """Refuses names under which a file would lie elsewhere, or be written over."""
+    taken = {JOURNAL_NAME, RECORD_NAME}
+    for file in split.files:
+        if file.name in taken or {"", ".", ".."} & set(file.name.split("/")):
+            raise InputError(
+                f"Unfit name: {shown(file.name)} of {shown(without_query(split.url))}; a name "
+                f"stands once, is not {JOURNAL_NAME} or {RECORD_NAME}, and has no part that is "
+                "empty, `.` or `..`. Rename the file, or leave it out."
+            )
+        taken.add(file.name)
 
 
 def _fetch(split: RemoteSplit, file: RemoteFile, folder: Path) -> Entry:
@@ -192,7 +216,9 @@ def _check_fetched(
         wrong = "it was replaced while it was read"
     if wrong is not None:
         part.unlink(missing_ok=True)
-        raise InputError(f"Damaged on the way: {shown(place)}; {wrong}. Run it again.")
+        raise InputError(
+            f"Damaged on the way: {shown(without_query(place))}; {wrong}. Run it again."
+        )
 
 
 class _Digests:

@@ -11,6 +11,7 @@ from chatspace.data.remote import RemoteFile, RemoteSplit, remote_errors
 from chatspace.data.sources import EXTENSIONS
 from chatspace.errors import InputError
 from chatspace.spec.document import shown
+from chatspace.spec.secrets import without_query
 
 
 def remote_schema(split: RemoteSplit) -> pa.Schema:
@@ -43,7 +44,8 @@ def check_fetched(split: RemoteSplit, folder: Path) -> None:
 
 
 def _damaged(split: RemoteSplit, file: RemoteFile, error: Exception) -> InputError:
-    place = f"{shown(f'{split.protocol}://{file.path}')} ({file.bytes or 0:,} bytes)"
+    url = without_query(f"{split.protocol}://{file.path}")
+    place = f"{shown(url)} ({file.bytes or 0:,} bytes)"
     others = [source for source, ends in EXTENSIONS.items() if file.name.endswith(ends)]
     if others and others[0] != "parquet":
         return InputError(f"Not a Parquet file: {place}. Set dataset.source to {others[0]}.")

@@ -20,6 +20,10 @@ class TypeConflict(Exception):
     """A value does not fit what was seen before; the message says where and why."""
 
 
+class UnfitKey(Exception):
+    """A key of an object cannot name a column; the message says which and why."""
+
+
 class Shape:
     """What was seen at one place of many JSON objects; null fits all, integers fit numbers."""
 
@@ -33,6 +37,7 @@ class Shape:
 
         Raises:
             TypeConflict: the value's kind is another than before.
+            UnfitKey: a key is no Unicode text.
         """
         if value is None:
             return
@@ -44,6 +49,7 @@ class Shape:
         if kind == "an object":
             for name, inner in value.items():
                 if name not in self.fields:
+                    _check_key(name)
                     self.fields[name] = Shape()
                 self.fields[name].add(inner, f"{key}.{name}" if key else name)
         elif kind == "a list":
@@ -63,6 +69,13 @@ class Shape:
             kept = [pa.field(name, type_) for name, type_ in inner_types.items() if type_]
             return pa.struct(kept) if kept else None
         return _SCALARS[self.kind]
+
+
+def _check_key(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UnfitKey(f"{name!a} holds half a surrogate pair, which has no UTF-8") from error
 
 
 def _kind(value: Any, key: str) -> str:

@@ -17,6 +17,7 @@ from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
 from chatspace.spec.problems import nearest
+from chatspace.spec.secrets import refuse_expanded_secret
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
@@ -27,6 +28,10 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 STATE_NAME = "state.json"
+# Protocol, server and port; or what is asked for, which `?` as a wildcard does not look like.
+_WITHOUT_SERVER = re.compile(
+    r"(?i)^(?:https?|s?ftp|ssh|webdav)://[^/?]*|^[A-Z][A-Z0-9+.-]*://|\?[^?]*=.*$", re.DOTALL
+)
 _USUAL_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
@@ -60,14 +65,15 @@ def dataset_label(dataset: DatasetSection) -> str:
     """Returns the name of the dataset in paths and rows.
 
     That is its name and subset, else the last part of its path that is no pattern, without the
-    extension of a file.
+    extension of a file; a URL's protocol, server and query are no part, a bucket is one.
     """
     if dataset.name is not None:
         parts = [dataset.name, *([dataset.subset] if dataset.subset else [])]
         return path_component("__".join(parts))
     assert dataset.path is not None
     unfit, ends = ("", ".", ".."), EXTENSIONS[dataset.source]
-    names = [part for part in dataset.path.split("/") if not set("*?[{$~") & set(part)]
+    path = _WITHOUT_SERVER.sub("", dataset.path) if dataset.is_remote else dataset.path
+    names = [part for part in path.split("/") if not set("*?[{$~") & set(part)]
     fixed = [name for part in names if (name := _stem(part, ends)) not in unfit]
     return fixed[-1] if fixed else "dataset"
 
@@ -91,8 +97,11 @@ def _located(text: str, split: str) -> Path:
         exists = literal.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"Invalid path: dataset.path={shown(text)}; {error}.") from error
-    path = literal if exists else Path(expand(named, "dataset.path"))
-    return path.absolute()
+    if exists:
+        return literal.absolute()
+    expanded = expand(named, "dataset.path")
+    refuse_expanded_secret(expanded, text, "dataset.path")
+    return Path(expanded).absolute()
 
 
 def _in_folder(folder: Path, split: str, dataset: DatasetSection, all_files: bool) -> list[Path]:

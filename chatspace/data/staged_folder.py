@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 
 from chatspace.atomic import atomic_write_text, output_error, sync_folder, temp_path
 from chatspace.data.identity import file_sha256
+from chatspace.data.parquet import shown_type
 from chatspace.data.tables import Table
 from chatspace.errors import InputError, OutputError
 from chatspace.spec.document import shown
+from chatspace.spec.secrets import without_query
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ def _finish(temp: Path, folder: Path, schema: pa.Schema, about: Record, check: I
     rows = sum(part["rows"] for part in parts)
     if not rows:
         raise InputError(
-            f"Empty dataset: {shown(about['folder'])} holds no rows. Check the path and the split."
+            f"Empty dataset: {shown(without_query(about['folder']))} holds no rows. Check the path "
+            "and the split."
         )
     record = {
         "format": _FORMAT_VERSION,
@@ -162,8 +165,8 @@ def refuse_another_dataset(record: Record, source: str, home: str, folder: Path)
     if (record["source"], record["folder"]) != (source, home):
         raise OutputError(
             f"Another dataset of that name: {folder} was staged from {record['source']} of "
-            f"{record['folder']}, this one is {source} of {home}. Set dataset.name to tell them "
-            "apart, or remove the folder."
+            f"{without_query(record['folder'])}, this one is {source} of {without_query(home)}. "
+            "Set dataset.name to tell them apart, or remove the folder."
         )
 
 
@@ -187,7 +190,7 @@ def _write_parts(folder: Path, table: Table) -> list[dict[str, Any]]:
     while pending is not None:
         path = folder / f"part-{len(parts):05d}.parquet"
         rows = size = 0
-        with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        with _parquet_writer(path, table.schema) as writer:
             while pending is not None and size < _PART_BYTES:
                 group, pending = _group(pending, batches)
                 writer.write_table(pa.Table.from_batches(group, table.schema))
@@ -196,6 +199,30 @@ def _write_parts(folder: Path, table: Table) -> list[dict[str, Any]]:
         part = {"name": path.name, "rows": rows, "bytes": path.stat().st_size}
         parts.append({**part, "sha256": file_sha256(path)})
     return parts
+
+
+def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Returns a writer to a file.
+
+    Raises:
+        InputError: Parquet has no such type as that of a column.
+    """
+    try:
+        return pq.ParquetWriter(path, schema, compression="zstd")
+    except pa.ArrowNotImplementedError as error:
+        lacking = next((field for field in schema if not _is_in_parquet(field)), schema.field(0))
+        raise InputError(
+            f"Type that Parquet lacks: column {shown(lacking.name)} is {shown_type(lacking.type)}. "
+            "Leave the column out, or convert it to another type."
+        ) from error
+
+
+def _is_in_parquet(field: pa.Field) -> bool:
+    try:
+        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def _group(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from chatspace.data.inventory import check_id_column, check_unique_ids, inventory
 from chatspace.data.parquet import check_column
-from chatspace.data.staged_folder import Record, update_record
+from chatspace.data.staged_folder import Record, read_record, update_record
 from chatspace.data.texts import needed_leaves
 from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
@@ -84,7 +84,8 @@ def staged_before(folder: Path, record: Record, ids: Ids) -> StagedSplit:
         InputError: an id is null or stands twice.
     """
     known = ids.check(folder, record)
-    if known != record.get("unique_ids", {}):
+    # While the ids were looked at, another process may have staged something newer.
+    if known != record.get("unique_ids", {}) and read_record(folder) == record:
         update_record(folder, {**record, "unique_ids": known})
     return staged_in(folder, record)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from chatspace.data.staged_folder import (
     read_record,
     refuse_another_dataset,
     refuse_strange,
+    update_record,
     write_folder,
 )
 from chatspace.data.staged_split import (
@@ -55,6 +56,7 @@ from chatspace.errors import InputError, UnfitEnvironmentError
 from chatspace.layout import Layout, path_component, split_label
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+from chatspace.spec.secrets import without_query
 
 log = logging.getLogger(__name__)
 
@@ -127,35 +129,59 @@ def _unit(dataset: DatasetSection) -> dict[str, Any]:
     return {"text_unit": dataset.text_unit or "line"} if dataset.source == "text" else {}
 
 
+def _once(
+    folder: Path, before: Callable[[], StagedSplit | None], stage: Callable[[], StagedSplit]
+) -> StagedSplit:
+    """Returns what `before` finds staged, else what `stage` makes; of several processes one does.
+
+    Those that waited for it look again, so that no folder is replaced that a plan was just made of.
+    """
+    found = before()
+    if found is not None:
+        return found
+    with fetching(_half_fetched(folder)):
+        return before() or stage()
+
+
 def _stage_local(
     dataset: DatasetSection, paths: list[Path], folder: Path, check: ColumnCheck
 ) -> StagedSplit:
-    home, unit = str(common_folder(paths)), _unit(dataset)
-    record = read_record(folder)
     ids = Ids(dataset, lambda row: row_place(paths, _rows_of(dataset, paths), row))
-    same_source = record is not None and record["source"] == dataset.source
-    same_unit = record is not None and unit.items() <= record.items()
-    if record is not None and same_source and same_unit and _is_untouched(record, home, paths):
+
+    def before() -> StagedSplit | None:
+        record = read_record(folder)
+        if record is None or not _is_of(record, dataset) or not _is_untouched(record, paths):
+            return None
         return staged_before(folder, record, ids)
+
+    return _once(folder, before, lambda: _convert(dataset, paths, Goal(folder, check, ids)))
+
+
+def _convert(dataset: DatasetSection, paths: list[Path], goal: Goal) -> StagedSplit:
+    """Converts local files, unless only their times or their folder are others than before."""
+    folder, home = goal.folder, str(common_folder(paths))
     files = with_digests(paths)  # reads all bytes, so only where names, sizes or times differ
     identity = without(files, "mtime_ns")
+    record = read_record(folder)
     if record is not None:
-        if same_source and same_unit and identity == record["identity"]:
-            return staged_before(folder, record, ids)
+        if _is_of(record, dataset) and identity == record["identity"]:
+            record = {**record, "folder": home, "files": files}
+            update_record(folder, record)  # or each later setup would read all bytes again
+            return staged_before(folder, record, goal.ids)
         refuse_another_dataset(record, dataset.source, home, folder)
         what = changes(record["files"], identity)
         log.info("restaging folder=%s reason=changed files=%s", folder, what)
     table = read_table(dataset, paths)
-    check(table.schema, paths[0])
+    goal.check(table.schema, paths[0])
     about = {
         "source": dataset.source,
         "folder": home,
         "files": files,
         "identity": identity,
         "revision": None,
-        **unit,
+        **_unit(dataset),
     }
-    return staged_in(folder, write_folder(folder, table, about, ids.check))
+    return staged_in(folder, write_folder(folder, table, about, goal.ids.check))
 
 
 def stage_remote(
@@ -178,27 +204,38 @@ def stage_remote(
         UserError: as `stage_split`.
         UnfitEnvironmentError: the URL is out of reach and was not staged before.
     """
-    url, unit = split_url(dataset, split), _unit(dataset)
-    record = read_record(folder)
-    ids = Ids(dataset, lambda row: f"row {row} of {shown(url)}")
+    url = split_url(dataset, split)
+    ids = Ids(dataset, lambda row: f"row {row} of {shown(without_query(url))}")
     try:
         found = find_remote(dataset, split)
     except UnfitEnvironmentError:
+        record = read_record(folder)
         if record is None or (record["source"], record["folder"]) != (dataset.source, url):
             raise
-        log.warning("out of reach url=%s used=staged before", url)
+        log.warning("out of reach url=%s used=staged before", without_query(url))
         return staged_before(folder, record, ids)
-    if record is not None:
+
+    def before() -> StagedSplit | None:
+        record = read_record(folder)
+        if record is None:
+            return None
         refuse_another_dataset(record, dataset.source, url, folder)
-        if unit.items() <= record.items() and _has_versions(record, found):
-            return staged_before(folder, record, ids)
-        log.info("restaging folder=%s reason=changed url=%s", folder, url)
+        is_same = _is_of(record, dataset) and _has_versions(record, found)
+        return staged_before(folder, record, ids) if is_same else None
+
+    return _once(folder, before, lambda: _stage_found(dataset, found, Goal(folder, check, ids)))
+
+
+def _stage_found(dataset: DatasetSection, found: RemoteSplit, goal: Goal) -> StagedSplit:
+    """Fetches a split, but for those of its files that were staged before."""
+    folder = goal.folder
+    record = read_record(folder)
+    if record is not None:
+        log.info("restaging folder=%s reason=changed url=%s", folder, without_query(found.url))
         if dataset.source == "parquet":
-            temp = _half_fetched(folder)
-            with fetching(temp):
-                keep_fetched(temp, folder, record["files"], url)
+            keep_fetched(_half_fetched(folder), folder, record["files"], found.url)
     refuse_strange(folder)
-    return staged_in(folder, _fetched(dataset, found, Goal(folder, check, ids), unit))
+    return staged_in(folder, _fetched(dataset, found, goal, _unit(dataset)))
 
 
 def _half_fetched(folder: Path) -> Path:
@@ -208,31 +245,33 @@ def _half_fetched(folder: Path) -> Path:
 def _fetched(
     dataset: DatasetSection, found: RemoteSplit, goal: Goal, about: Mapping[str, Any]
 ) -> Record:
-    """Fetches the files of a split and makes the staged folder of them."""
+    """Fetches the files of a split and makes the staged folder of them.
+
+    Not covered: two processes at once; `_once` holds the lock.
+    """
     folder = goal.folder
     temp = _half_fetched(folder)
     is_parquet = dataset.source == "parquet"
     if is_parquet:
-        goal.check(remote_schema(found), found.url)
-    with fetching(temp):
-        files = fetch_split(found, temp)
-        more = {
-            "source": dataset.source,
-            "folder": found.url,
-            "files": files,
-            "identity": without(files, "version"),
-            "revision": found.revision,
-            **about,
-        }
-        if is_parquet:
-            check_fetched(found, temp)
-            return adopt_folder(temp, folder, [entry["name"] for entry in files], more)
-        with _named_by_url(found.url):
-            table = read_table(dataset, [temp / entry["name"] for entry in files])
-            goal.check(table.schema, found.url)
-            record = write_folder(folder, table, more, goal.ids.check)
-        with output_errors(folder):
-            shutil.rmtree(temp)
+        goal.check(remote_schema(found), without_query(found.url))
+    files = fetch_split(found, temp)
+    more = {
+        "source": dataset.source,
+        "folder": found.url,
+        "files": files,
+        "identity": without(files, "version"),
+        "revision": found.revision,
+        **about,
+    }
+    if is_parquet:
+        check_fetched(found, temp)
+        return adopt_folder(temp, folder, [entry["name"] for entry in files], more)
+    with _named_by_url(without_query(found.url)):
+        table = read_table(dataset, [temp / entry["name"] for entry in files])
+        goal.check(table.schema, without_query(found.url))
+        record = write_folder(folder, table, more, goal.ids.check)
+    with output_errors(folder):
+        shutil.rmtree(temp)
     return record
 
 
@@ -269,30 +308,50 @@ def stage_hub(dataset: DatasetSection, split: str, folder: Path, check: ColumnCh
         UserError: as `stage_split`.
         UnfitEnvironmentError: the hub is out of reach, and the split was not staged before.
     """
-    what = {"name": dataset.name, "subset": dataset.subset, "split": split}
     ids = Ids(dataset, lambda row: f"row {row} of {shown(dataset.name)}, split {split}")
-    record = read_record(folder)
     revision = resolve_revision(dataset)
-    if record is not None:
+
+    def before() -> StagedSplit | None:
+        record = read_record(folder)
+        if record is None:
+            return None
         refuse_another_dataset(record, dataset.source, str(dataset.name), folder)
-        same = all(record["identity"][0][key] == value for key, value in what.items())
+        same = _asked(dataset, split).items() <= record["identity"][0].items()
         # Out of reach of the hub, what was staged before is what there is, if asked for alike.
         asked = record["asked_revision"] == dataset.revision
         head = record.get("head", record["revision"])
-        if same and (head == revision if revision else asked):
-            return staged_before(folder, record, ids)
+        is_same = same and (head == revision if revision else asked)
+        return staged_before(folder, record, ids) if is_same else None
+
+    goal = Goal(folder, check, ids)
+    return _once(folder, before, lambda: _stage_named(dataset, split, goal, revision))
+
+
+def _stage_named(
+    dataset: DatasetSection, split: str, goal: Goal, revision: str | None
+) -> StagedSplit:
+    """Stages a split of a hub dataset at a commit."""
+    folder = goal.folder
+    if read_record(folder) is not None:
         log.info("restaging folder=%s reason=changed revision=%s", folder, revision)
-    about = {"source": "huggingface", "folder": dataset.name, "asked_revision": dataset.revision}
+    about: Record = {
+        "source": "huggingface",
+        "folder": dataset.name,
+        "asked_revision": dataset.revision,
+    }
     try:
         if is_converted(dataset):
             raise ScriptDataset
         table, revision = read_hub(dataset, split, revision)
     except ScriptDataset:
-        goal = Goal(folder, check, ids)
         return _stage_converted(dataset, split, goal, {**about, "head": revision})
-    check(table.schema, Path(str(dataset.name)))
-    identity = {"identity": [{**what, "revision": revision}], "revision": revision}
-    return staged_in(folder, write_folder(folder, table, {**about, **identity}, ids.check))
+    goal.check(table.schema, Path(str(dataset.name)))
+    about |= {"identity": [{**_asked(dataset, split), "revision": revision}], "revision": revision}
+    return staged_in(folder, write_folder(folder, table, about, goal.ids.check))
+
+
+def _asked(dataset: DatasetSection, split: str) -> dict[str, str | None]:
+    return {"name": dataset.name, "subset": dataset.subset, "split": split}
 
 
 def _stage_converted(
@@ -301,14 +360,18 @@ def _stage_converted(
     """Stages the Parquet that the hub made of a dataset whose script nobody runs any more."""
     section = converted_section(dataset, split, about["head"])
     found = find_remote(section, split)
-    what = {"name": dataset.name, "subset": dataset.subset, "split": split}
-    identity = [{**what, "revision": found.revision}]
+    identity = [{**_asked(dataset, split), "revision": found.revision}]
     record = _fetched(section, found, goal, {**about, "identity": identity})
     return staged_before(goal.folder, record, goal.ids)
 
 
-def _is_untouched(record: Record, home: str, paths: Sequence[Path]) -> bool:
+def _is_of(record: Record, dataset: DatasetSection) -> bool:
+    """Whether a folder was staged from the same format, read in the same unit."""
+    return record["source"] == dataset.source and _unit(dataset).items() <= record.items()
+
+
+def _is_untouched(record: Record, paths: Sequence[Path]) -> bool:
     """Whether the sources look as they did, by name, size and time: no byte of them is read."""
-    if record["folder"] != home:
+    if record["folder"] != str(common_folder(paths)):
         return False
     return looks_of(paths) == without(record.get("files", []), "sha256")

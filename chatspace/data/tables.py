@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from chatspace.data.opening import at_line, lines_of, opened
 from chatspace.data.parquet import reading
-from chatspace.data.shapes import Shape, TypeConflict
+from chatspace.data.shapes import Shape, TypeConflict, UnfitKey
 from chatspace.errors import InputError
 from chatspace.spec.document import shown
 
@@ -64,13 +64,18 @@ def read_objects(paths: Sequence[Path], rows_of: RowsOf) -> Table:
     """Returns a table of the objects that `rows_of` yields of each file.
 
     Raises:
-        InputError: a file cannot be read, or a key's type is another than in the objects before.
+        InputError: a file cannot be read, a key is no Unicode text, or its type is another than in
+            the objects before.
     """
     shape = Shape()
     for path in paths:
         for row in rows_of(path):
             try:
                 shape.add(row.values)
+            except UnfitKey as error:
+                raise InputError(
+                    f"Unfit key: {at_line(path, row.line)}; {error}. Rename it."
+                ) from error
             except TypeConflict as error:
                 raise InputError(
                     f"Type conflict: {at_line(path, row.line)}; {error}. Give the key one type."
@@ -212,6 +217,8 @@ def _header(fields: list[str], path: Path) -> list[str]:
         raise InputError(
             f"Ambiguous column: {at_line(path, 1)} names {min(twice)!r} twice. Rename one."
         )
+    if not all(map(_is_unicode, fields)):
+        raise InputError(f"Not UTF-8: {at_line(path, 1)}. Convert the file to UTF-8.")
     return fields
 
 

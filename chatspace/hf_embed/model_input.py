@@ -123,7 +123,7 @@ def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> R
         room = fast.room - (fast.count("") - fast.n_special)
         if room < 1:
             raise ModelError(
-                f"No room for text: max_tokens={limit}; prompt and special tokens take "
+                f"No room for text: the limit is {limit} tokens; prompt and special tokens take "
                 f"{limit - room}. Raise model.max_tokens, or model.chunk_tokens, or shorten the "
                 f"prompt."
             )

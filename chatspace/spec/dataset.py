@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from chatspace.layout import path_component
 from chatspace.spec.sample import SampleSection
+from chatspace.spec.secrets import ADVICE, holds_secret
 from chatspace.spec.section import Section, Strings
 
 Source = Literal["huggingface", "parquet", "jsonl", "csv", "arrow", "text"]
@@ -17,8 +18,7 @@ Conversation = Literal["first_assistant", "all_turns", "last_user"]
 TextUnit = Literal["line", "paragraph", "file"]
 TEXT_UNITS: tuple[TextUnit, ...] = get_args(TextUnit)
 _TEXT_FIELD = "text"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?:([^/@]*)@)?[^?]*(\?.*)?", re.DOTALL)
-_SECRET = re.compile(r"(?i)[?&][^=&]*(signature|token|secret|password|passwd|key|sig|credential)=")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class DatasetSection(Section):
@@ -97,8 +97,10 @@ class DatasetSection(Section):
             )
         if self.text_unit is not None and self.source != "text":
             raise ValueError(f"text_unit is for source text, not for {self.source}")
-        if self.path is not None and (url := _URL.match(self.path)):
-            _refuse_secrets(url)
+        if self.path is not None and holds_secret(self.path):
+            raise ValueError(
+                "path holds a password or a signature, which plans and logs would show; " + ADVICE
+            )
         return self
 
     @property
@@ -120,12 +122,3 @@ class DatasetSection(Section):
     def split_names(self) -> tuple[str, ...]:
         """The splits of the run, in order."""
         return self.splits or (self.split or "train",)
-
-
-def _refuse_secrets(url: re.Match[str]) -> None:
-    """Refuses a password in a URL: it would stand in plans and logs."""
-    if (url[2] and ":" in url[2]) or (url[3] and _SECRET.search(url[3])):
-        raise ValueError(
-            f"path holds a password or a signature after {url[1]}://, which plans and logs would "
-            "show; give credentials as the environment variables of its library instead"
-        )
