@@ -17,7 +17,7 @@ from chatspace.data import json_items as json_module
 from chatspace.data.convert import Conversion, convert
 from chatspace.data.json_items import json_items
 from chatspace.data.staging import stage_split
-from chatspace.errors import ChatspaceError, UserError
+from chatspace.errors import ChatspaceError, InputError, UserError
 from chatspace.spec.dataset import DatasetSection, TextUnit
 from tests.stores import command, gzip_bytes, jsonl_bytes, parquet_bytes, s3_store, zstd_bytes
 
@@ -405,3 +405,13 @@ def test_download_dataset_command_wrong_options_are_one_line(
     assert errors.count("\n") == 1
     assert "k:pw" not in errors
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_convert_folder_of_saved_splits_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"has test, train\. Convert .*saved/test and so on"):
+        convert(Conversion(path=tmp_path / "saved", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -79,6 +79,7 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
         raise InputError(
             f"No such file or folder: {shown(task.path)}; looked from {Path.cwd()}. Check the path."
         )
+    _refuse_saved_splits(task.path)
     format_ = task.format or _told_by_names(task.path)
     if format_ not in FORMATS:
         known = ", ".join(FORMATS)
@@ -123,6 +124,19 @@ def _table(task: Conversion, format_: str, paths: Sequence[Path]) -> Table:
     if format_ == "text":
         return read_text(paths, task.text_unit, common_folder(paths))
     return {"jsonl": read_jsonl, "csv": read_csv, "arrow": read_arrow}[format_](paths)
+
+
+def _refuse_saved_splits(path: Path) -> None:
+    """Refuses the folder of a saved `DatasetDict`: its one JSON file lists splits, not rows."""
+    if not (path / "dataset_dict.json").is_file():
+        return
+    splits = sorted(state.parent.name for state in path.glob("*/state.json"))
+    first = shown(path / splits[0]) if splits else "one of its folders"
+    raise InputError(
+        f"Folder of several splits: {shown(path)} was saved by datasets and has "
+        f"{', '.join(splits) or 'none'}. Convert {first} and so on, or have a run read it as it "
+        "is with source: arrow."
+    )
 
 
 def _refuse_twice(splits: Sequence[tuple[str, Sequence[Path]]]) -> None:
