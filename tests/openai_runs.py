@@ -98,3 +98,18 @@ def runtime_of(plan: Plan) -> dict[str, Any]:
     assert manifest is not None
     runtime: dict[str, Any] = manifest.attempts[-1]["runtime"]
     return runtime
+
+
+def long_rows(folder: Path) -> dict[str, Any]:
+    """Sixty rows, two of which have more words than the server takes."""
+    rows = [f"row {i} has a few words" for i in range(N_ROWS)]
+    for i in (7, 33):
+        rows[i] = " ".join(f"word{i}x{k}" for k in range(50))
+    path = write_parquet(folder / "long.parquet", {"text": rows})
+    return {"source": "parquet", "path": str(path)}
+
+
+def empty_at_first(folder: Path, n_full: int = 20) -> dict[str, Any]:
+    """Rows whose first shards have nothing to send, as many as are in hand at once and one more."""
+    rows = [""] * N_ROWS + [f"row {i}" for i in range(n_full)]
+    return {"source": "parquet", "path": str(write_parquet(folder / "e.parquet", {"text": rows}))}

@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/v1/batches":
             data = list(self.fake.batches.values())[::-1]
             self._json(200, {"object": "list", "data": data, "has_more": False})
-        elif match := re.fullmatch(r"/v1/batches/(.+)", path):
+        elif (match := re.fullmatch(r"/v1/batches/(.+)", path)) and match[1] in self.fake.batches:
             self._json(200, self.fake.look_at_batch(match[1]))
         elif match := re.fullmatch(r"/v1/files/(.+)/content", path):
             self._send(200, self.fake.files[match[1]], {})

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +199,11 @@ def test_export_replaces_only_exports_and_only_when_told(
         with pytest.raises(OutputError, match="Not an export"):
             write(runs["float32"], to, path, force=True)
     assert (mine / "notes.txt").read_text() == "years of work"
+    for note in ("{}", '{"format": "coco", "run_id": 3}', "[]", "no JSON"):
+        (mine / "export.json").write_text(note)  # as other programs write it
+        with pytest.raises(OutputError, match="Not an export"):
+            write(runs["float32"], to, mine, force=True)
+    assert (mine / "notes.txt").read_text() == "years of work"
 
 
 def test_export_never_replaces_a_shard(runs: Runs) -> None:
@@ -239,6 +246,22 @@ def test_new_folder_on_a_full_disk_says_so(tmp_path: Path, small_disk) -> None: 
     with pytest.raises(OutputError, match="No space left"), new_folder(out, {}) as temp:
         (temp / "big").write_bytes(bytes(2**20))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_new_folder_when_writing_fails_says_so(tmp_path: Path, code: int) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=re.escape(os.strerror(code))), new_folder(out, {}):
+        raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_folder_when_a_file_in_it_is_forbidden_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"Cannot write: .*denied"), new_folder(out, {}) as temp:
+        raise PermissionError(errno.EACCES, "denied", str(temp / "vectors" / "0"))
+    with pytest.raises(PermissionError), new_folder(out, {}):
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path / "shard-00000.parquet"))
 
 
 @pytest.mark.parametrize(

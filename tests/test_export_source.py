@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatspace.errors import IncompleteError, InputError
-from chatspace.export.source import SourceShard, VectorSource, open_source, unit_rows
+from chatspace.export.source import (
+    BLOCK_BYTES,
+    SourceShard,
+    VectorSource,
+    open_source,
+    unit_rows,
+)
 from chatspace.plan.model import Plan
 from chatspace.run import Run
 from tests.vector_runs import ROWS_PER_SHARD, random_vectors, vector_run
@@ -58,6 +64,18 @@ def test_tables_from_any_row_on_hold_the_rest(plan: Plan, start: int) -> None:
     rows = [(r["split"], r["row_index"]) for table in tables for r in table.to_pylist()]
     expected = [("train", i) for i in range(50)] + [("test", i) for i in range(20)]
     assert rows == expected[start:]
+
+
+def test_tables_of_long_texts_have_smaller_blocks(tmp_path: Path) -> None:
+    texts = [f"{i:06} " * 15_000 for i in range(400)]  # 120 kB each, 46 MiB together
+    plan = vector_run(tmp_path, random_vectors(400), texts=texts, rows_per_shard=400)
+    source = open_source(plan)
+    tables = list(source.tables())
+    assert 1 < len(tables) < 5
+    assert max(table.nbytes for table in tables[:-1]) < 1.2 * BLOCK_BYTES
+    assert [row for table in tables for row in table["text"].to_pylist()] == texts
+    (vectors,) = source.tables(source.encoding.columns)
+    assert len(vectors) == 400
 
 
 @settings(max_examples=40, deadline=None)

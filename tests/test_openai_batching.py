@@ -19,6 +19,8 @@ from chatspace.plan.model import Plan
 from tests.openai_runs import (
     N_ROWS,
     check_vectors,
+    empty_at_first,
+    long_rows,
     plan_of,
     request_files,
     rows_of,
@@ -27,7 +29,6 @@ from tests.openai_runs import (
     start_task,
 )
 from tests.openai_server import KEY, FakeOpenAI, serving
-from tests.test_openai_direct import long_rows
 
 BATCH = {"mode": "batch"}
 
@@ -216,3 +217,41 @@ def test_batch_file_above_its_limit_is_refused() -> None:
     assert batch_file(bodies, 7, max_bytes=len(content)) == content
     with pytest.raises(InputError, match=r"shard 7 has .* Lower output\.rows_per_shard"):
         batch_file(bodies, 7, max_bytes=len(content) - 1)
+
+
+def test_batch_that_the_account_has_no_longer_names_its_ledger(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.polls = 10**6
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    task = start_task(plan)
+    last = ledger_path(plan, 2)
+    wait_for(lambda: last.exists() and json.loads(last.read_text())["batch_id"], task)
+    os.kill(task.pid, signal.SIGKILL)
+    task.wait(timeout=10)
+    server.batches.clear()
+    server.polls = 1
+    with pytest.raises(ModelError, match=r"Batch not found: .*remove .*shard-00000\.batch\.json"):
+        run_here(plan)
+    for index in range(3):
+        ledger_path(plan, index).unlink()
+    run_here(plan)
+    check_vectors(plan)
+
+
+def test_shards_without_a_vector_wait_for_a_batch_with_some(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, requests=BATCH, dataset=empty_at_first(tmp_path))
+    run_here(plan)
+    (gathered,) = gather_run(plan, verify=True)
+    assert (gathered.content["rows_embedded"], gathered.content["embedding_dim"]) == (20, 16)
+    assert (len(server.batches), request_files(plan)) == (1, [])
+
+
+def test_batch_run_with_rows_that_are_all_empty_is_an_error(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, requests=BATCH, dataset=empty_at_first(tmp_path, n_full=0))
+    with pytest.raises(ModelError, match="Length of the vectors is not known"):
+        run_here(plan)

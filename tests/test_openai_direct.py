@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,8 @@ from tests.conftest import write_parquet
 from tests.openai_runs import (
     N_ROWS,
     check_vectors,
+    empty_at_first,
+    long_rows,
     plan_of,
     request_files,
     rows_of,
@@ -169,6 +170,14 @@ def test_run_slice_when_refused_fails_at_once(
     assert server.n_requests == 1
 
 
+def test_refusal_that_names_another_field_skips_no_row(server: FakeOpenAI, tmp_path: Path) -> None:
+    said = "Invalid 'dimensions': 2048 exceeds the maximum limit of 1536"
+    server.faults.extend([Fault("status", status=400, message=said)] * 400)
+    plan = plan_of(tmp_path, server, model={"dimensions": 2048, "on_too_long": "skip"})
+    with pytest.raises(InputError, match=r"Request refused: .*dimensions"):
+        run_here(plan)
+
+
 def test_run_slice_when_nobody_answers_gives_up_and_keeps_answers(
     server: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -182,15 +191,6 @@ def test_run_slice_when_nobody_answers_gives_up_and_keeps_answers(
     run_here(plan)
     check_vectors(plan)
     assert set(server.served.values()) == {1}
-
-
-def long_rows(folder: Path) -> dict[str, Any]:
-    """Sixty rows, two of which have more words than the server takes."""
-    rows = [f"row {i} has a few words" for i in range(N_ROWS)]
-    for i in (7, 33):
-        rows[i] = " ".join(f"word{i}x{k}" for k in range(50))
-    path = write_parquet(folder / "long.parquet", {"text": rows})
-    return {"source": "parquet", "path": str(path)}
 
 
 def test_row_too_long_for_the_endpoint_is_cut_and_counted(
@@ -234,6 +234,43 @@ def test_rows_that_are_empty_are_never_sent(server: FakeOpenAI, tmp_path: Path) 
     (gathered,) = gather_run(plan)
     assert gathered.content["rows_skipped"] == {"empty_text": 8, "null_text": 4}
     assert set(server.served) == {"a b", "c d"}
+
+
+def test_shards_without_a_vector_wait_until_the_length_is_known(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, dataset=empty_at_first(tmp_path))
+    run_here(plan)
+    (gathered,) = gather_run(plan, verify=True)
+    assert gathered.content["rows_embedded"] == 20
+    assert gathered.content["rows_skipped"] == {"empty_text": 60}
+    assert gathered.content["embedding_dim"] == 16
+    assert request_files(plan) == []
+
+
+def test_rows_that_are_all_empty_are_an_error_at_the_end(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, dataset=empty_at_first(tmp_path, n_full=0))
+    with pytest.raises(ModelError, match=r"Length .* not known: shard 0 .*model\.dimensions"):
+        run_here(plan)
+    assert server.n_requests == 0
+
+
+def test_answers_of_another_model_are_refused_until_the_first_is_back(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, server, requests={"concurrency": 1})
+    server.faults.extend([Fault("shuffle")] * 2 + [Fault("status", status=400)] * 9)
+    with pytest.raises(InputError):
+        run_here(plan)
+    server.faults.clear()
+    server.dim = 8
+    with pytest.raises(ModelError, match="vectors of 8 numbers where 16 are due"):
+        run_here(plan)
+    server.dim = 16
+    run_here(plan)
+    check_vectors(plan)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "binary"])

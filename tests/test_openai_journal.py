@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chatspace.errors import ModelError, OutputError
 from chatspace.openai_embed.journal import Journal, Record, ShardAnswers
 
 TEXTS = [f"text {i}" for i in range(10)]
@@ -73,8 +75,43 @@ def test_journal_of_something_else_is_begun_anew(
     assert read(path).left == list(range(10))
 
 
-def test_journal_of_other_vectors_than_are_due_is_dropped(tmp_path: Path) -> None:
-    journal = Journal(filled(tmp_path / "s.journal"), "plan", TEXTS, 4)
-    assert journal.answers.left == list(range(10))
-    journal.close(remove=True)
+def test_journal_of_other_vectors_than_are_due_is_refused_and_kept(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s.journal")
+    with pytest.raises(ModelError, match=r"4 numbers; .*s\.journal has answers of 3\. .*remove"):
+        Journal(path, "plan", TEXTS, 4)
+    assert read(path).left == [0, 2, 6, 7, 8]
+
+
+def test_journal_refuses_vectors_of_another_length_before_they_are_written(tmp_path: Path) -> None:
+    journal = Journal(filled(tmp_path / "s.journal"), "plan", TEXTS, None)
+    before = journal.path.read_bytes()
+    with pytest.raises(ModelError, match="Vectors of another length: 5 numbers"):
+        journal.add(Record(rows=(0,), vectors=np.ones((1, 5), np.float32)))
+    journal.close()
+    assert journal.path.read_bytes() == before
+
+
+def test_journal_with_two_lengths_keeps_those_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "s.journal"
+    parts = []
+    for vectors in (record(3).vectors, np.ones((1, 5), np.float32)):
+        journal = Journal(tmp_path / "one", "plan", TEXTS, None)
+        journal.add(Record(rows=(3,), vectors=vectors))
+        journal.close()
+        parts.append(journal.path.read_bytes())
+        journal.close(remove=True)
+    path.write_bytes(parts[0] + parts[1].split(b"\n", 1)[1])
+    answers = read(path)
+    assert (answers.dim, answers.left) == (3, [0, 1, 2, *range(4, 10)])
+    assert path.read_bytes() == parts[0]
     assert not journal.path.exists()
+
+
+def test_journal_on_a_full_disk_says_so_and_closes(
+    small_disk: Callable[[int], Path],
+) -> None:
+    journal = Journal(small_disk(64) / "s.journal", "plan", TEXTS, None)
+    with pytest.raises(OutputError, match="No space left"):
+        journal.add(Record(rows=range(10), vectors=np.ones((10, 20_000), np.float32)))
+    journal.close()
+    assert read(journal.path).left == list(range(10))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -106,6 +107,27 @@ def test_hold_keeps_every_request_back() -> None:
     assert clock.now_s == pytest.approx(5, abs=0.3)
 
 
+def test_acquire_of_much_is_let_through_beside_many_small_ones() -> None:
+    # A small one goes through every 20 ms, so that the bucket is never as full as the large needs.
+    limiter = RateLimiter(tokens_per_min=60_000, share=0.2)
+    limiter.acquire(2000)
+    done = threading.Event()
+
+    def ask_for_little() -> None:
+        with suppress(Halted):
+            while not done.is_set():
+                limiter.acquire(20)
+
+    threads = [threading.Thread(target=ask_for_little) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    threading.Timer(5, limiter.halt.set).start()
+    limiter.acquire(300)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
 def test_acquire_ends_when_the_task_does() -> None:
     limiter = RateLimiter(requests_per_min=1)
     limiter.hold(60)
@@ -131,6 +153,8 @@ def test_duration_s_reads_what_headers_say(text: str, seconds: float | None) -> 
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, 30),
         ({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, 0),
+        ({"retry-after": "Sat, 21 Nov 2026 12:00:30 -0000"}, 30),
+        ({"retry-after": "Sat, 21 Nov 2026 12:00:30"}, 30),
         ({"retry-after": "later"}, None),
         ({"retry-after": "999999"}, 3600),
         ({}, None),

@@ -11,7 +11,7 @@ from chatspace.errors import SpecError, UnfitEnvironmentError
 from chatspace.jobs.setup import plan_run, set_up
 from chatspace.openai_embed.catalogue import KNOWN, PRICES_OF, usd_per_million
 from chatspace.openai_embed.client import Client, is_too_long
-from chatspace.openai_embed.endpoint import OPENAI_URL, find_endpoint, redacted
+from chatspace.openai_embed.endpoint import OPENAI_URL, find_endpoint, find_key, redacted
 from chatspace.openai_embed.resolve import resolve_model
 from chatspace.openai_embed.spec import ModelSection, RequestsSection
 from chatspace.openai_embed.work import tasks_at_once
@@ -165,6 +165,18 @@ def test_redacted_leaves_no_key() -> None:
     assert redacted("none of them", "none") == "none of them"
 
 
+@pytest.mark.parametrize(
+    "key", ["\u201csk-abc\u201d", "sk-abc\nsk-def", "sk abc", "sk-\x00abc", "clé"]
+)
+def test_find_key_refuses_what_is_no_key_and_does_not_show_it(key: str) -> None:
+    endpoint = find_endpoint(ModelSection(), RequestsSection(), {})
+    with pytest.raises(UnfitEnvironmentError, match="Not a key: OPENAI_API_KEY") as caught:
+        find_key(endpoint, {"OPENAI_API_KEY": key})
+    said = str(caught.value)
+    assert "\n" not in said and "sk" not in said and "abc" not in said
+    assert find_key(endpoint, {"OPENAI_API_KEY": " sk-abc\n"}) == "sk-abc"
+
+
 def test_setup_of_the_repository_is_a_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     spec = load_spec(Path(__file__).parents[1] / "setups" / "openai.yaml")
@@ -207,6 +219,10 @@ def test_client_without_its_package_says_what_to_install(
         "Requested 310000 tokens, max 300000 tokens per request: max_tokens_per_request",
         "Input validation error: `inputs` must have less than 512 tokens. Given: 600",
         "batch size 40 > maximum allowed batch size 32",
+        "This model's maximum input length is 512, got 600",
+        "The sequence length of 600 exceeds the maximum of 512",
+        "Input is too long for the requested model",
+        "The input (600 tokens) is longer than the model's context length (512 tokens)",
     ],
 )
 def test_is_too_long_knows_what_servers_say(said: str) -> None:
@@ -214,7 +230,22 @@ def test_is_too_long_knows_what_servers_say(said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["The model `x` does not exist", "'dimensions' is not supported", "Invalid JSON"]
+    "said",
+    [
+        "The model `x` does not exist",
+        "'dimensions' is not supported",
+        "Invalid JSON",
+        "Invalid 'dimensions': 2048 exceeds the maximum limit of 1536",
+        "Request rate exceeded your limit",
+        "model's embedding length 512 exceeds the configured limit",
+    ],
 )
 def test_is_too_long_is_about_nothing_else(said: str) -> None:
     assert not is_too_long(said)
+
+
+def test_is_too_long_of_another_field_than_the_input_is_false() -> None:
+    said = "maximum context length is 512 tokens"
+    assert not is_too_long(said, param="dimensions")
+    assert is_too_long(said, param="input[3]")
+    assert is_too_long("no", "context_length_exceeded")

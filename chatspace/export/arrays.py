@@ -80,7 +80,7 @@ def write_faiss(
         path = temp / "index.faiss"
         is_flat = options.index.lower() == "flat" and options.metric != "hamming"
         if is_flat and _knows_flat_files(faiss):
-            _stream_flat(faiss, source, path, options.metric, write_ids)
+            _stream_flat(faiss, source, path, metric=options.metric, write_ids=write_ids)
             return
         index = _new_index(faiss, source, options)
         for table in source.tables(_columns(source)):
@@ -193,7 +193,9 @@ def _new_index(faiss: Any, source: VectorSource, options: IndexOptions) -> Any:
     return index
 
 
-def _stream_flat(faiss: Any, source: VectorSource, path: Path, metric: str, write_ids: Any) -> None:
+def _stream_flat(
+    faiss: Any, source: VectorSource, path: Path, *, metric: str, write_ids: Any
+) -> None:
     """Writes a flat index without holding it: the file is a header and the vectors."""
     with path.open("wb") as file:
         file.write(_flat_header(faiss, source.encoding.dim, source.rows, metric))

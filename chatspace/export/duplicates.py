@@ -113,7 +113,7 @@ def find_duplicates(source: VectorSource, wanted: Wanted, *, scratch: Path | Non
     distinct = distinct_rows(source)
     distinct.add_copies(pairs)
     if wanted.approximate:
-        return _approximate(source, wanted, distinct, pairs, scratch)
+        return _approximate(source, wanted, distinct, pairs, scratch=scratch)
     _compare_all(source, wanted, distinct, pairs)
     return Found(pairs=pairs.pairs(source.rows), n_zero=distinct.n_zero)
 
@@ -206,6 +206,7 @@ def _approximate(
     wanted: Wanted,
     distinct: Distinct,
     pairs: PairList,
+    *,
     scratch: Path | None,
 ) -> Found:
     rows = np.flatnonzero(distinct.is_compared)
@@ -216,7 +217,9 @@ def _approximate(
         )
     with _temporary_array(scratch or Path(tempfile.gettempdir()), shape) as kept:
         sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLE_ROWS).astype(np.int64))
-        cells, true = _cells(source, distinct, kept, rows[sample], wanted.threshold)
+        cells, true = _cells(
+            source, distinct, kept, sample=rows[sample], threshold=wanted.threshold
+        )
         order = np.argsort(cells.reshape(-1), kind="stable")  # by cell, then by row
         sizes = np.bincount(cells.reshape(-1))
         ends = np.cumsum(sizes)
@@ -255,6 +258,7 @@ def _cells(
     source: VectorSource,
     distinct: Distinct,
     kept: npt.NDArray[np.float32],
+    *,
     sample: Positions,
     threshold: float,
 ) -> tuple[npt.NDArray[np.int32], Positions]:

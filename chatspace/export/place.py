@@ -19,11 +19,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chatspace.atomic import atomic_path, atomic_write_text, output_error, sync_folder, temp_path
+from chatspace.atomic import (
+    atomic_path,
+    atomic_write_text,
+    output_error,
+    read_json_object,
+    sync_folder,
+    temp_path,
+)
 from chatspace.errors import InputError, OutputError
 
 NOTE_KEY = b"chatspace.export"
 NOTE_FILE = "export.json"
+# What every note has; other programs write an export.json too, and theirs has not all of it.
+_NOTE_FIELDS = {"format", "run_id", "plan_sha256"}
+_FAILED_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def refuse_taken(out: Path, *, force: bool) -> None:
@@ -54,7 +64,7 @@ def is_export(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.is_dir():
-        return (path / NOTE_FILE).is_file()
+        return read_json_object(path / NOTE_FILE).keys() >= _NOTE_FIELDS
     try:
         return NOTE_KEY in (pq.read_metadata(path).metadata or {})
     except (pa.ArrowInvalid, OSError):
@@ -101,8 +111,7 @@ def new_folder(out: Path, note: dict[str, object]) -> Iterator[Path]:
         _put(temp, out, old)
         sync_folder(out.parent)
     except (OSError, RuntimeError) as error:
-        full = _is_full(error)
-        if not full and not _concerns(error, out):
+        if not _is_failed_write(error) and not _concerns(error, out):
             raise
         cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, "")
         raise output_error(cause, out) from error
@@ -124,17 +133,18 @@ def _put(temp: Path, out: Path, old: Path) -> None:
     _remove(old)
 
 
-def _is_full(error: Exception) -> bool:
-    """Tells whether a library's own words mean that the disk is full."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+def _is_failed_write(error: Exception) -> bool:
+    """Tells whether a disk is full or broken, also where only a library's words say so."""
+    return getattr(error, "errno", None) in _FAILED_WRITE or "No space left" in str(error)
 
 
 def _concerns(error: Exception, out: Path) -> bool:
     if not isinstance(error, OSError):
         return False
     names = {str(name) for name in (error.filename, error.filename2) if name is not None}
-    ours = {str(temp_path(out)), str(out), *(str(folder) for folder in out.parents)}
-    return bool(names & ours)
+    ours = {str(path) for path in (out, *out.parents)}
+    temp = temp_path(out)
+    return any(name in ours or Path(name).is_relative_to(temp) for name in names)
 
 
 def _sync(path: Path) -> None:

@@ -57,16 +57,31 @@ def read_shard(
                 n_read += batch.num_rows
                 yield batch
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise IncompleteError(
-            f"Damaged shard: {shard.path}; {reason}. `chatspace resubmit RUN --verify` does it "
-            "again."
-        ) from error
+        raise _damaged(shard, error) from error
     if n_read != shard.rows:
         raise IncompleteError(
             f"Damaged shard: {shard.path}; rows={n_read}, recorded {shard.rows}. `chatspace "
             "resubmit RUN --verify` does it again."
         )
+
+
+def row_bytes(shard: SourceShard, columns: Sequence[str]) -> int:
+    """Returns how many bytes a row of some columns takes in memory, on average, at least 1.
+
+    Raises:
+        IncompleteError: the file cannot be read.
+    """
+    try:
+        footer = pq.read_metadata(shard.path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(shard, error) from error
+    n_bytes = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for chunk in map(group.column, range(footer.num_columns)):
+            path = chunk.path_in_schema  # of a list: embedding.list.element
+            if any(path == name or path.startswith(f"{name}.") for name in columns):
+                n_bytes += chunk.total_uncompressed_size
+    return -(-n_bytes // max(1, footer.num_rows)) or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +121,16 @@ class VectorSource:
         """Rows of a block: about 32 MiB of float32."""
         return max(1, min(MOST_BLOCK_ROWS, BLOCK_BYTES // (4 * self.encoding.dim)))
 
+    def rows_of_block(self, columns: Sequence[str]) -> int:
+        """Returns the rows of a block of some columns: `block_rows`, fewer where texts are long.
+
+        The columns without a vector take about 32 MiB, as far as the first shard can tell.
+        """
+        others = [name for name in columns if name not in self.encoding.columns]
+        if not others or not self.shards:
+            return self.block_rows
+        return max(1, min(self.block_rows, BLOCK_BYTES // row_bytes(self.shards[0], others)))
+
     @property
     def splits(self) -> dict[str, int]:
         """Rows by split, in order."""
@@ -125,7 +150,7 @@ class VectorSource:
         )
 
     def tables(self, columns: Sequence[str] | None = None, start: int = 0) -> Iterator[pa.Table]:
-        """Yields blocks of `block_rows` rows, the last one smaller.
+        """Yields blocks of `rows_of_block` rows, the last one smaller.
 
         Args:
             columns: names [all].
@@ -133,8 +158,8 @@ class VectorSource:
         """
         names = list(self.schema.names if columns is None else columns)
         schema = pa.schema([self.schema.field(name) for name in names])
-        size, held, n_held = self.block_rows, list[pa.Table](), 0
-        for batch in self._batches(names, start):
+        size, held, n_held = self.rows_of_block(names), list[pa.Table](), 0
+        for batch in self._batches(names, start, size):
             held.append(pa.Table.from_batches([batch]).cast(schema))
             n_held += batch.num_rows
             while n_held >= size:
@@ -196,7 +221,7 @@ class VectorSource:
 
     def _taken(self, shard: SourceShard, rows: Positions, schema: pa.Schema) -> pa.Table:
         parts, start = [], 0
-        for batch in self.read(shard, schema.names, self.block_rows):
+        for batch in self.read(shard, schema.names, self.rows_of_block(schema.names)):
             low, high = np.searchsorted(rows, (start, start + batch.num_rows))
             if high > low:
                 chosen = batch.take(pa.array(rows[low:high] - start))
@@ -204,13 +229,13 @@ class VectorSource:
             start += batch.num_rows
         return pa.concat_tables(parts)
 
-    def _batches(self, names: Sequence[str], start: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, names: Sequence[str], start: int, size: int) -> Iterator[pa.RecordBatch]:
         before = 0
         for shard in self.shards:
             skip, before = max(0, start - before), before + shard.rows
             if skip >= shard.rows:
                 continue
-            for batch in self.read(shard, names, self.block_rows):
+            for batch in self.read(shard, names, size):
                 if skip < batch.num_rows:
                     yield batch.slice(skip)
                 skip = max(0, skip - batch.num_rows)
@@ -258,6 +283,13 @@ def shard_schema(path: Path) -> pa.Schema:
     """Returns the columns of a shard, with their own metadata and without that of the file."""
     schema = pq.read_schema(path)
     return pa.schema([_own_metadata(field) for field in schema])
+
+
+def _damaged(shard: SourceShard, error: Exception) -> IncompleteError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return IncompleteError(
+        f"Damaged shard: {shard.path}; {reason}. `chatspace resubmit RUN --verify` does it again."
+    )
 
 
 def _own_metadata(field: pa.Field) -> pa.Field:

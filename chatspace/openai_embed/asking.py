@@ -6,7 +6,6 @@ import logging
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -24,6 +23,7 @@ Result = TypeVar("Result")
 
 FIRST_BACKOFF_S = 0.5
 MOST_BACKOFF_S = 60.0
+_MOST_DOUBLINGS = 20  # a float ends at 1024
 # A server that keeps giving wrong answers is charged for each of them.
 BAD_ANSWERS = 3
 CUTS = 40
@@ -144,7 +144,6 @@ class Asker:
         """
 
         def attempt() -> Answer:
-            self.limiter.acquire(n_tokens)
             self.tally.add(requests=1)
             body, headers = self.client.embed(self.name, texts, self.dimensions)
             self.limiter.observe(headers)
@@ -156,17 +155,27 @@ class Asker:
             self.tally.add(n_tokens=n_tokens if answer.n_tokens is None else answer.n_tokens)
             return answer
 
-        return self.patiently(attempt)
+        return self.patiently(attempt, lambda: self.limiter.acquire(n_tokens))
 
-    def patiently(self, attempt: Callable[[], Result]) -> Result:
+    def patiently(
+        self, attempt: Callable[[], Result], before: Callable[[], None] | None = None
+    ) -> Result:
         """Returns what an attempt returns, trying again what may pass.
+
+        Args:
+            attempt: is called until it returns something.
+            before: waits until one may be made. Like the time that the endpoint asks for, this does
+                not count towards giving up.
 
         Raises:
             ModelError: the endpoint keeps giving wrong answers.
             UnfitEnvironmentError: it does not answer for too long.
         """
-        began_s, n_bad, n_tries = time.monotonic(), 0, 0
+        failing_s, n_bad, n_tries = 0.0, 0, 0
         while True:
+            if before is not None:
+                before()
+            began_s = self.limiter.clock()
             try:
                 return attempt()
             except BadAnswerError as error:
@@ -181,25 +190,33 @@ class Asker:
                 wait_s, why = error.after_s, str(error)
                 if error.is_limit:
                     self.tally.add(limited=1)
-            backoff_s = min(MOST_BACKOFF_S, self.first_backoff_s * 2**n_tries)
+            failing_s += self.limiter.clock() - began_s if n_tries else 0.0  # from the first one on
+            doublings = min(n_tries, _MOST_DOUBLINGS)
             n_tries += 1
-            if time.monotonic() - began_s > self.give_up_s:
-                raise UnfitEnvironmentError(
-                    f"No answer: {self.name}; {n_tries} attempts in "
-                    f"{(time.monotonic() - began_s) / 60:.1f} min, the last: {why}. "
-                    "Finished answers are kept; look at the endpoint, then run it again."
-                )
-            self._wait(wait_s, backoff_s, why)
+            if failing_s > self.give_up_s:
+                raise self._no_answer(n_tries, failing_s, why)
+            backoff_s = min(MOST_BACKOFF_S, self.first_backoff_s * 2**doublings)
+            failing_s += self._wait(wait_s, backoff_s, why)
 
-    def _wait(self, asked_s: float | None, backoff_s: float, why: str) -> None:
+    def _no_answer(self, n_tries: int, failing_s: float, why: str) -> UnfitEnvironmentError:
+        return UnfitEnvironmentError(
+            f"No answer: {self.name}; {n_tries} attempts in {failing_s / 60:.1f} min, the last: "
+            f"{why}. Finished answers are kept; look at the endpoint, then run it again."
+        )
+
+    def _wait(self, asked_s: float | None, backoff_s: float, why: str) -> float:
+        """Waits for as long as is asked, or a little longer; returns the seconds nobody asked for.
+
+        Also where no time is asked for, so that no request follows at once on its refusal.
+        """
         self.tally.add(retries=1)
+        pause_s = backoff_s * random.uniform(0.5, 1.0)  # so that tasks do not come back together
         if asked_s is not None:
             self.limiter.hold(asked_s)  # it is the account that has to wait, not this request alone
-            log.warning("again in %.1f s, as asked: %s", asked_s, why)
-            return
-        pause_s = backoff_s * random.uniform(0.5, 1.0)  # so that tasks do not come back together
+            pause_s = max(pause_s, asked_s)
         log.warning("again in %.1f s: %s", pause_s, why)
         self.limiter.pause(pause_s)
+        return pause_s - (asked_s or 0.0)
 
     def _too_long(self, inputs: Inputs, row_index: Sequence[int], said: str) -> Record:
         """Returns the record of one row that the endpoint finds too long."""

@@ -27,7 +27,7 @@ from chatspace.openai_embed.grouping import group
 from chatspace.openai_embed.journal import Record
 from chatspace.openai_embed.ledger import TOKEN, Ledger, new_ledger, read_ledger, write_ledger
 from chatspace.openai_embed.limits import Halted
-from chatspace.openai_embed.shard import LEDGER, Opener, Shard
+from chatspace.openai_embed.shard import LEDGER, Opener, Shard, unknown_length
 from chatspace.openai_embed.spec import RequestsSection
 from chatspace.plan.work import SliceWork
 from chatspace.shards.records import ShardSpan
@@ -58,6 +58,8 @@ class BatchRun:
     is_done: bool = False
     _batches: dict[int, tuple[ShardSpan, Ledger]] = field(default_factory=dict)
     _again: deque[tuple[ShardSpan, int]] = field(default_factory=deque)
+    # Shards without a vector, until the length is known that theirs would have.
+    _held: deque[ShardSpan] = field(default_factory=deque)
     _room: int = 0
 
     def run(self) -> None:
@@ -85,6 +87,8 @@ class BatchRun:
         while not self.asker.limiter.halt.is_set():
             self._fill(spans)
             if not self._batches and not self._again:
+                if self._held:
+                    raise unknown_length(self._held[0])
                 self.is_done = True
                 return
             ended = [index for index in list(self._batches) if self._look(index)]
@@ -103,6 +107,8 @@ class BatchRun:
         while len(self._batches) < self._room:
             if self._again:
                 span, attempt = self._again.popleft()
+            elif self._held and self.asker.dim:
+                span, attempt = self._held.popleft(), 1
             elif (span_ := next(spans, None)) is not None:
                 span, attempt = span_, 1
             else:
@@ -110,7 +116,7 @@ class BatchRun:
             self._begin(span, attempt)
 
     def _begin(self, span: ShardSpan, attempt: int) -> None:
-        shard = self.opener.open(span, self.asker.dim)
+        shard = self._open(span)
         if not shard.inputs.rows:
             self._commit(shard)
             return
@@ -126,6 +132,11 @@ class BatchRun:
         finally:
             shard.journal.close()
         self._batches[span.index] = (span, ledger)
+
+    def _open(self, span: ShardSpan) -> Shard:
+        shard = self.opener.open(span, self.asker.dim)
+        self.asker.dim = self.asker.dim or shard.journal.answers.dim
+        return shard
 
     def _make(self, shard: Shard, ledger: Ledger, *, is_new: bool) -> Ledger:
         """Returns the ledger with the id of its batch, which is made unless it is there."""
@@ -167,7 +178,13 @@ class BatchRun:
         span, ledger = self._batches[index]
         assert ledger.batch_id is not None
         batch_id = ledger.batch_id
-        batch = self.asker.patiently(lambda: self.client.batch(batch_id))
+        try:
+            batch = self.asker.patiently(lambda: self.client.batch(batch_id))
+        except ModelError as error:
+            raise ModelError(
+                f"Batch not found: {batch_id}; {error} If the account has it no longer, remove "
+                f"{self._path(span)}, and its rows are asked, and paid, for again."
+            ) from None
         if batch.status not in _ENDED:
             return False
         start = time.perf_counter()
@@ -177,7 +194,7 @@ class BatchRun:
         return True
 
     def _finish(self, span: ShardSpan, ledger: Ledger, batch: Any) -> None:
-        shard = self.opener.open(span, self.asker.dim)
+        shard = self._open(span)
         refused: list[tuple[int, ...]] = []
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = self.asker.patiently(partial(self.client.download, str(file_id)))
@@ -208,7 +225,7 @@ class BatchRun:
             said = json.dumps(response.get("body") or item.get("error") or "")
             if response.get("status_code") == 200:
                 self._keep_answer(shard, ledger, rows, response["body"])
-            elif is_too_long(said):
+            elif _is_refused_for_length(response.get("body")):
                 refused.append(rows)
             else:
                 log.warning("request of a batch failed rows=%d answer=%.200s", len(rows), said)
@@ -262,6 +279,10 @@ class BatchRun:
         self._again.append((span, ledger.attempt + 1))
 
     def _commit(self, shard: Shard) -> None:
+        if not shard.has_length(self.asker.dim):
+            shard.journal.close()
+            self._held.append(shard.span)
+            return
         start = time.perf_counter()
         self.opener.commit(shard, self.asker.dim)
         self._path(shard.span).unlink(missing_ok=True)
@@ -271,6 +292,14 @@ class BatchRun:
 
     def _path(self, span: ShardSpan) -> Path:
         return self.opener.path(span, LEDGER)
+
+
+def _is_refused_for_length(body: Any) -> bool:
+    """Returns whether an answer in a batch refuses its inputs for their length."""
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    said, code = str(error.get("message") or ""), str(error.get("code") or "")
+    return is_too_long(said, code, error.get("param"))
 
 
 def batch_file(

@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 # How endpoints (OpenAI, vLLM, TEI) say that an input is too long, or a request has too much.
 _TOO_LONG = re.compile(
-    r"maximum (context|input|sequence|model)? ?length|context.?length|too (long|many tokens|large)"
-    r"|max_tokens_per_request|maximum .{0,40}tokens|exceed\w* .{0,40}(tokens|length|limit)"
-    r"|(tokens|length) .{0,60}(exceed|must be less|longer than|greater than)"
+    r"(context|input|sequence|model)[ _]length|maximum length|too (long|many tokens|large)"
+    r"|max_tokens_per_request|maximum .{0,40}\btokens|exceed\w* .{0,40}\btokens"
+    r"|\btokens .{0,60}(exceed|must be less|longer than|greater than)"
     r"|less than \d+ tokens|maximum allowed batch size",
     re.IGNORECASE,
 )
@@ -172,7 +172,7 @@ class Client:
         if status in _TRY_AGAIN or status >= 500:
             is_limit = status == 429
             return AgainError(f"{status} {said}", retry_after_s(headers), is_limit=is_limit)
-        if status in (400, 413, 422) and (code == "context_length_exceeded" or is_too_long(said)):
+        if status in (400, 413, 422) and is_too_long(said, code, error.param):
             return TooLongError(said)
         return self._refusal(status, said)
 
@@ -190,9 +190,17 @@ class Client:
         return InputError(f"Request refused: {url} answers {status}: {said}. Change what it names.")
 
 
-def is_too_long(said: str) -> bool:
-    """Returns whether a refusal is about the length of inputs."""
-    return _TOO_LONG.search(said) is not None
+def is_too_long(said: str, code: str = "", param: str | None = None) -> bool:
+    """Returns whether a refusal is about the length of inputs.
+
+    Args:
+        said: its message.
+        code: its code.
+        param: the field of the request that it names, such as `input` or `input[3]`.
+    """
+    if param and not str(param).startswith("input"):
+        return False
+    return code == "context_length_exceeded" or _TOO_LONG.search(said) is not None
 
 
 def request_body(name: str, texts: Sequence[str], dimensions: int | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -20,7 +21,7 @@ from chatspace.errors import InputError
 from chatspace.openai_embed.asking import Asker, Inputs
 from chatspace.openai_embed.grouping import group
 from chatspace.openai_embed.limits import Halted
-from chatspace.openai_embed.shard import LEDGER, Opener, Shard
+from chatspace.openai_embed.shard import LEDGER, Opener, Shard, unknown_length
 from chatspace.openai_embed.spec import RequestsSection
 from chatspace.plan.work import Progress, SliceWork, StageTimes
 from chatspace.shards.records import ShardSpan
@@ -77,6 +78,8 @@ class DirectRun:
     requests: RequestsSection
     counters: Counters = field(default_factory=Counters)
     is_done: bool = False
+    # Shards without a vector, until the length is known that theirs would have.
+    _held: deque[ShardSpan] = field(default_factory=deque)
     _shards: dict[int, Shard] = field(default_factory=dict)
     _requests: dict[Future[None], Shard] = field(default_factory=dict)
     _opening: Future[Shard] | None = None
@@ -96,6 +99,8 @@ class DirectRun:
             while not self.work.stop.requested:
                 self._begin(spans, loader)
                 if self._is_exhausted and not self._shards and self._opening is None:
+                    if self._held:
+                        raise unknown_length(self._held[0])
                     self.is_done = True
                     break
                 self._tick(askers)
@@ -116,13 +121,16 @@ class DirectRun:
     def _begin(self, spans: Iterator[ShardSpan], loader: ThreadPoolExecutor) -> None:
         """Has the next shard read, if there is room for it."""
         has_room = len(self._shards) < AHEAD_SHARDS and self._opening is None
-        if not has_room or self._is_exhausted:
-            return
-        span = next(spans, None)
-        if span is None:
-            self._is_exhausted = True
-            return
-        self._opening = loader.submit(self._open, span)
+        if has_room and (span := self._next(spans)) is not None:
+            self._opening = loader.submit(self._open, span)
+
+    def _next(self, spans: Iterator[ShardSpan]) -> ShardSpan | None:
+        """Returns the shard to read next, None where there is none by now."""
+        if self._held and self.asker.dim:
+            return self._held.popleft()
+        span = None if self._is_exhausted else next(spans, None)
+        self._is_exhausted = span is None
+        return span
 
     def _open(self, span: ShardSpan) -> Shard:
         start = time.perf_counter()
@@ -157,6 +165,7 @@ class DirectRun:
     def _send(self, shard: Shard, askers: ThreadPoolExecutor) -> None:
         """Queues the requests of a shard."""
         self._shards[shard.span.index] = shard
+        self.asker.dim = self.asker.dim or shard.journal.answers.dim
         self.counters.add(rows=shard.span.n_rows - len(shard.inputs.rows))
         for inputs in group(shard.inputs, self.requests):
             shard.n_open += 1
@@ -188,6 +197,12 @@ class DirectRun:
 
     def _commit(self, shard: Shard) -> None:
         start = time.perf_counter()
+        if not shard.has_length(self.asker.dim):
+            del self._shards[shard.span.index]
+            shard.journal.close()
+            self._held.append(shard.span)
+            self.counters.add(rows=-shard.span.n_rows)  # they count when it is read again
+            return
         self.opener.commit(shard, self.asker.dim)
         self.counters.n_tokens_done += shard.journal.answers.n_tokens
         del self._shards[shard.span.index]

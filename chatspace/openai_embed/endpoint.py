@@ -91,10 +91,15 @@ def find_key(endpoint: Endpoint, variables: Mapping[str, str]) -> str:
     """Returns the key for an endpoint; it is never written anywhere.
 
     Raises:
-        UnfitEnvironmentError: no key is set, and the endpoint needs one.
+        UnfitEnvironmentError: no key is set, and the endpoint needs one; or it cannot be one.
     """
     for name in endpoint.key_names:
         if value := variables.get(name, "").strip():
+            if not (value.isascii() and value.isprintable()) or " " in value:
+                raise UnfitEnvironmentError(
+                    f"Not a key: {name} holds a blank, a line break, a curly quote or the like; a "
+                    "key has letters, digits and plain signs. Copy it again (it is not shown here)."
+                )
             return value
     if endpoint.needs_key:
         raise UnfitEnvironmentError(

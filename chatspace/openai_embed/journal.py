@@ -17,6 +17,7 @@ import os
 import threading
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from chatspace.atomic import output_error
+from chatspace.errors import ModelError
 from chatspace.openai_embed.answers import FloatArray
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ class ShardAnswers:
 
     def __post_init__(self) -> None:
         self.is_known = np.zeros(self.n_texts, np.bool_)  # (n_texts,)
+
+    @property
+    def dim(self) -> int | None:
+        """Length of the vectors, None before the first answer."""
+        return None if self.vectors is None else int(self.vectors.shape[1])
 
     @property
     def left(self) -> list[int]:
@@ -103,6 +110,7 @@ class Journal:
 
     Raises:
         OutputError: the folder cannot be written.
+        ModelError: it holds vectors of another length.
     """
 
     def __init__(self, path: Path, owner: str, texts: Sequence[str], dim: int | None) -> None:
@@ -113,28 +121,36 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("ab+")
-            end = self._read(head, dim)
+            end = self._read(head)
             self._file.truncate(end)
             if end == 0:
                 self._write(json.dumps(head).encode() + b"\n")
         except OSError as error:
             raise output_error(error, path) from error
+        try:
+            self._check_length(dim)
+        except ModelError:
+            self.close()
+            raise
 
     def add(self, record: Record) -> None:
         """Writes an answer down, durably, then adds it to `answers`.
 
         Raises:
             OutputError: the disk is full or the folder is gone.
+            ModelError: its vectors are of another length than those that are there.
         """
+        dim = None if record.vectors is None else record.vectors.shape[1]
         payload = b"" if record.vectors is None else record.vectors.astype("<f4").tobytes()
         about = {
             "rows": [int(row) for row in record.rows],
             "cut": [int(row) for row in record.cut],
             "n_tokens": record.n_tokens,
-            "dim": None if record.vectors is None else record.vectors.shape[1],
+            "dim": dim,
             "crc32": zlib.crc32(payload),
         }
         with self._lock:
+            self._check_length(dim)
             try:
                 self._write(json.dumps(about).encode() + b"\n" + payload)
             except OSError as error:
@@ -143,7 +159,9 @@ class Journal:
 
     def close(self, *, remove: bool = False) -> None:
         """Closes the file, and removes it where its shard is committed."""
-        self._file.close()
+        # What could not be written was told by `add`; closing tries to write it once more.
+        with suppress(OSError):
+            self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
 
@@ -152,19 +170,29 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self, head: dict[str, str], dim: int | None) -> int:
+    def _check_length(self, dim: int | None) -> None:
+        """Refuses vectors of another length than the first answer's."""
+        held = self.answers.dim
+        if dim is not None and held is not None and dim != held:
+            raise ModelError(
+                f"Vectors of another length: {dim} numbers; {self.path} has answers of {held}. "
+                "Serve the model that the run began with, or remove that file to ask for its rows "
+                "again."
+            )
+
+    def _read(self, head: dict[str, str]) -> int:
         """Takes what is whole into `answers`; returns where the file is to go on."""
         self._file.seek(0)
         if _json_line(self._file.readline()) != head:
             return 0
         end = self._file.tell()
-        while (record := self._next(dim)) is not None:
+        while (record := self._next()) is not None:
             self.answers.add(record)
             end = self._file.tell()
         log.info("journal path=%s rows=%d", self.path, int(self.answers.is_known.sum()))
         return end
 
-    def _next(self, dim: int | None) -> Record | None:
+    def _next(self) -> Record | None:
         about = _json_line(self._file.readline())
         if about is None or not {"rows", "cut", "n_tokens", "dim", "crc32"} <= about.keys():
             return None
@@ -173,8 +201,8 @@ class Journal:
             return Record(rows=rows, vectors=None, cut=about["cut"], n_tokens=about["n_tokens"])
         payload = self._file.read(len(rows) * about["dim"] * 4)
         is_whole = zlib.crc32(payload) == about["crc32"]
-        if not is_whole or (dim is not None and dim != about["dim"]):
-            return None
+        if not is_whole or self.answers.dim not in (None, about["dim"]):
+            return None  # torn, or of another model than the first answer
         vectors = np.frombuffer(payload, "<f4").reshape(len(rows), -1).astype(np.float32)
         return Record(rows=rows, vectors=vectors, cut=about["cut"], n_tokens=about["n_tokens"])
 

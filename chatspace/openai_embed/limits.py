@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from email.utils import parsedate_to_datetime
 # Buckets hold this part of a minute, so that a task does not begin with a minute's worth at once.
 BURST = 1 / 6
 MOST_HELD_S = 3600.0
+_STEP_S = 0.25  # how soon what waits sees that the task ends
 SHORTEST_S = 1e-3  # a shorter wait may be lost in the rounding of the clock
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -48,6 +50,8 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
             moment = parsedate_to_datetime(text)
         except ValueError:
             return None
+        if moment.tzinfo is None:  # no zone, or -0000
+            moment = moment.replace(tzinfo=UTC)
         wait_s = (moment - (now or datetime.now(UTC))).total_seconds()
     return None if wait_s is None else min(max(0.0, wait_s), MOST_HELD_S)
 
@@ -98,6 +102,8 @@ class RateLimiter:
     halt: threading.Event = field(default_factory=threading.Event)
     waited_s: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Condition = field(default_factory=threading.Condition)
+    _queue: deque[object] = field(default_factory=deque)
     _held_until_s: float = 0.0
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
@@ -113,10 +119,27 @@ class RateLimiter:
     def acquire(self, n_tokens: float) -> None:
         """Waits until one request of so many tokens may be sent, and counts it.
 
+        Requests wait in a queue: small ones would else take what a large one waits for, again and
+        again.
+
         Raises:
             Halted: the task ends.
         """
-        needs = {"requests": 1.0, "tokens": float(n_tokens)}
+        place = object()
+        try:
+            with self._turn:
+                self._queue.append(place)
+                while self._queue[0] is not place:
+                    self._turn.wait(_STEP_S)
+                    if self.halt.is_set():
+                        raise Halted
+            self._take({"requests": 1.0, "tokens": float(n_tokens)})
+        finally:
+            with self._turn:
+                self._queue.remove(place)
+                self._turn.notify_all()
+
+    def _take(self, needs: Mapping[str, float]) -> None:
         while True:
             if self.halt.is_set():
                 raise Halted
@@ -144,7 +167,7 @@ class RateLimiter:
         while (left_s := end_s - self.clock()) > 0:
             if self.halt.is_set():
                 raise Halted
-            step_s = min(max(left_s, SHORTEST_S), 0.25)
+            step_s = min(max(left_s, SHORTEST_S), _STEP_S)
             self.sleep(step_s)
             with self._lock:
                 self.waited_s += step_s

@@ -46,6 +46,10 @@ class Shard:
     inputs: Inputs
     n_open: int = 0
 
+    def has_length(self, dim: int | None) -> bool:
+        """Returns whether the length of its vectors is known, from elsewhere or from its own."""
+        return bool(dim or self.journal.answers.dim)
+
 
 @dataclass(slots=True)
 class Opener:
@@ -87,21 +91,16 @@ class Opener:
         """Writes the shard; its journal is removed once the file is there.
 
         Raises:
-            ModelError: no row of the shard has a vector and the length is not known, or the
-                vectors cannot be stored as the spec says.
+            ModelError: the vectors cannot be stored as the spec says.
         """
         answers, skipped = shard.journal.answers, dict(shard.rows.skipped)
+        assert answers.is_whole and shard.has_length(dim)
         if answers.skipped:
             skipped[TOO_LONG] = len(answers.skipped)
         kept = np.array([r not in answers.skipped for r in range(answers.n_texts)], np.bool_)
         vectors = answers.vectors
         if vectors is None:
             vectors = np.zeros((answers.n_texts, dim or 0), np.float32)
-        if vectors.shape[1] == 0:
-            raise ModelError(
-                f"Length of the vectors is not known: shard {shard.span.index} has no row that "
-                "could be sent, and no other was yet. Set model.dimensions, or skip those rows."
-            )
         table = self._table(_kept_rows(shard.rows, kept), vectors[kept])
         self.work.commit(shard.span, table, skipped=skipped, truncated=len(answers.cut))
         shard.journal.close(remove=True)
@@ -139,6 +138,14 @@ class Opener:
             keep_text=output.keep_text,
             dtype=output.dtype,
         )
+
+
+def unknown_length(span: ShardSpan) -> ModelError:
+    """Returns the error for shards without any vector in a slice without any answer."""
+    return ModelError(
+        f"Length of the vectors is not known: shard {span.index} has no row that could be sent, "
+        "and no other has one. Set model.dimensions, or leave those rows out."
+    )
 
 
 def stored(vectors: FloatArray, output: OutputSection) -> Vectors:

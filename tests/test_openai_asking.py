@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from chatspace.errors import UnfitEnvironmentError
+from chatspace.openai_embed.asking import Asker
+from chatspace.openai_embed.client import AgainError
+from chatspace.openai_embed.limits import RateLimiter
+from chatspace.openai_embed.tokens import EstimatedCounter
+from tests.test_openai_limits import Clock
+
+
+class Refusing:
+    """Refuses every request, and remembers when."""
+
+    def __init__(self, clock: Clock, after_s: float | None, n_times: int = 10**9) -> None:
+        self.clock, self.after_s, self.left = clock, after_s, n_times
+        self.times: list[float] = []
+
+    def embed(
+        self, name: str, texts: Sequence[str], dimensions: int | None
+    ) -> tuple[Any, Mapping[str, str]]:
+        self.times.append(self.clock())
+        self.left -= 1
+        if self.left < 0:
+            return {"data": [{"index": 0, "embedding": [1.0, 0.0]}]}, {}
+        raise AgainError("429 slow down", self.after_s, is_limit=True)
+
+
+def asker_of(clock: Clock, client: Refusing, give_up_s: float = 60, **limits: float) -> Asker:
+    return Asker(
+        client=client,
+        limiter=RateLimiter(clock=clock, sleep=clock.sleep, **limits),
+        counter=EstimatedCounter("tiny"),
+        name="tiny",
+        dimensions=None,
+        dim=None,
+        on_too_long="skip",
+        give_up_s=give_up_s,
+    )
+
+
+def test_ask_when_told_to_come_back_at_once_backs_off_all_the_same() -> None:
+    clock = Clock()
+    client = Refusing(clock, after_s=0.0)
+    with pytest.raises(UnfitEnvironmentError, match="No answer: tiny"):
+        asker_of(clock, client).ask(["a"], 1)
+    assert len(client.times) < 12
+    gaps = [b - a for a, b in zip(client.times, client.times[1:], strict=False)]
+    assert gaps[0] >= 0.25 and gaps[-1] > 8
+
+
+def test_patiently_waits_as_asked_where_no_limiter_lets_it_through() -> None:
+    clock = Clock()
+    client = Refusing(clock, after_s=30.0, n_times=3)
+    asker_of(clock, client, give_up_s=1).patiently(lambda: client.embed("tiny", ["a"], None))
+    assert client.times == pytest.approx([0, 30, 60, 90])
+
+
+def test_patiently_after_very_many_tries_still_waits() -> None:
+    clock = Clock()
+    client = Refusing(clock, after_s=None, n_times=1100)
+    asker = asker_of(clock, client, give_up_s=1e9)
+    asker.patiently(lambda: client.embed("tiny", ["a"], None))
+    assert len(client.times) == 1101
+    assert 30 <= client.times[-1] - client.times[-2] <= 60.1
+
+
+def test_ask_does_not_give_up_for_the_time_that_its_own_limits_take() -> None:
+    clock = Clock()
+    client = Refusing(clock, after_s=None, n_times=2)
+    asker = asker_of(clock, client, give_up_s=5, requests_per_min=1)
+    answer = asker.ask(["a"], 1)
+    assert answer.vectors.shape == (1, 2)
+    assert clock.now_s > 120
