@@ -162,7 +162,8 @@ from chatspace.hf_embed import work
 from chatspace.hf_embed.metrics import Counters
 model = {"name": "org/name", "dtype": "float32", "device": "cpu"}
 plan = SimpleNamespace(
-    spec={"model": model, "encode": {}}, model={"path": None, "revision": sys.argv[1] or None}
+    spec={"model": model, "encode": {}, "output": {}},
+    model={"path": None, "revision": sys.argv[1] or None},
 )
 work.prepare_process(1)
 started = time.monotonic()
