@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import texts, write_parquet
+from tests.conftest import absent, texts, write_parquet
 from tests.slurm.cluster import CLUSTER, CONTAINER, cluster_env, cluster_settings
 
 UP_TIMEOUT_S = 120
@@ -127,10 +127,3 @@ def _try(
         timeout=UP_TIMEOUT_S,
         stdin=subprocess.DEVNULL,
     )
-
-
-def absent(reason: str) -> None:
-    """Fails in CI, skips elsewhere."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)

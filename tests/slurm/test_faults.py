@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import absent
 from tests.slurm.cluster import NEWER_SLURM
-from tests.slurm.conftest import absent
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
