@@ -32,7 +32,6 @@ INDEXES = ("flat", "ivf", "hnsw")
 IDS_FILE = "ids.parquet"
 TRAINING_BYTES = 512 * 2**20
 ROWS_PER_CELL = 39  # Source: FAISS warns of fewer training points per centroid
-_KEY_COLUMNS = ("id", "split", "row_index", "chunk_index")
 _USEARCH_METRICS = {"cosine": "cos", "dot": "ip", "l2": "l2sq", "hamming": "hamming"}
 
 Block = npt.NDArray[Any]
@@ -119,14 +118,13 @@ def write_usearch(
 
 
 def _columns(source: VectorSource) -> list[str]:
-    keys = [name for name in _KEY_COLUMNS if name in source.schema.names]
-    return [*keys, *source.encoding.columns]
+    return [*source.key_columns, *source.encoding.columns]
 
 
 @contextmanager
 def _ids_writer(source: VectorSource, folder: Path) -> Iterator[Any]:
     """Gives a function that appends the keys of a table's rows to `ids.parquet`."""
-    names = [name for name in _KEY_COLUMNS if name in source.schema.names]
+    names = source.key_columns
     fields = [source.schema.field(name) for name in names]
     schema = pa.schema([pa.field("position", pa.int64(), nullable=False), *fields])
     start = 0

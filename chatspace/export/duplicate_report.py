@@ -20,7 +20,6 @@ from chatspace.export.source import Positions, VectorSource
 
 EXCERPT_CHARS = 100
 _WRITE_PAIRS = 1_000_000
-_KEYS = ("id", "split", "row_index", "chunk_index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +181,7 @@ def write_pairs(
 
     Takes memory for the ids of all rows that are in a pair.
     """
-    names = [name for name in _KEYS if name in source.schema.names]
+    names = source.key_columns
     keys = source.rows_at(groups.rows, names)
     schema = pa.schema(
         [

@@ -25,6 +25,7 @@ from chatspace.shards.vectors import SCALE_COLUMN, VECTOR_COLUMN, Encoding, enco
 
 BLOCK_BYTES = 32 * 2**20
 MOST_BLOCK_ROWS = 65_536
+KEY_COLUMNS = ("id", "split", "row_index", "chunk_index")
 
 Positions = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -105,6 +106,11 @@ class VectorSource:
     def rows(self) -> int:
         """Rows of all shards."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def key_columns(self) -> list[str]:
+        """The columns that say which row of the dataset a vector is of."""
+        return [name for name in KEY_COLUMNS if name in self.schema.names]
 
     @property
     def encoding(self) -> Encoding:
