@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chatspace.errors import ExitCode, InterruptedRun
+from chatspace.errors import ExitCode
 from chatspace.jobs.local import slices_of, task_command
 from chatspace.jobs.setup import set_up
 from chatspace.jobs.signals import SignalStop
@@ -23,7 +23,7 @@ SEVERAL = ((TERM, TERM), (USR1, TERM, TERM), (TERM, USR1, INT), (INT, INT, TERM)
 
 # A command that stands for `chatspace task`; `at` is printed where a signal may be sent.
 PROLOGUE = """
-import atexit, sys, time, weakref
+import ctypes, signal, sys, time, weakref
 from chatspace.errors import ModelError
 from chatspace.jobs.signals import SignalStop, exit_when_signalled, run_to_the_end
 from chatspace.plan.work import StopRequest
@@ -39,7 +39,7 @@ thing = Thing()
 weakref.finalize(thing, at, "exit")
 exit_when_signalled()
 stop = StopRequest()
-handled = SignalStop(stop, grace_s=120.0)
+handled = SignalStop(stop, grace_s=120.0, before_leaving=lambda reason: print("noted:", reason))
 """
 EPILOGUE = "\nrun_to_the_end(command)\n"
 NOTHING = "def command(): handled.install()"
@@ -49,6 +49,22 @@ def command():
     handled.install()
     try: at('loading')
     except Exception as error: raise RuntimeError('Failed to import') from error
+"""
+NOTED_SLOWLY = """
+def command():
+    handled._before_leaving = lambda reason: at('noting')
+    handled.install()
+    signal.raise_signal(signal.SIGTERM)
+"""
+NOT_NOTED = """
+def command():
+    handled._before_leaving = lambda reason: 1 / 0
+    handled.install(); at('loading')
+"""
+WITHIN_C = """
+def command():
+    handled.install()
+    ctypes.CFUNCTYPE(None)(lambda: at('loading'))()
 """
 USER_ERROR = """
 def command():
@@ -114,14 +130,31 @@ def test_errors_without_a_signal_keep_their_codes() -> None:
     assert "ZeroDivisionError" in output
 
 
-def test_signal_stop_raises_once_only_and_not_while_rows_flow() -> None:
+def test_signals_before_the_first_row_are_noted_once() -> None:
+    _, output = ends(NEVER_FINISHED, "loading", (TERM, TERM, USR1))
+    assert output.count("noted: Stopped by SIGTERM before the first row.") == 1
+
+
+def test_signals_that_come_while_one_is_noted_do_nothing() -> None:
+    returned, output = ends(NOTED_SLOWLY, "noting", (USR1, TERM, INT))
+    assert returned == ExitCode.INTERRUPTED
+    assert output.count("before the first row") == 1
+
+
+def test_a_note_that_fails_keeps_the_exit_code() -> None:
+    assert ends(NOT_NOTED, "loading", (TERM,))[0] == ExitCode.INTERRUPTED
+
+
+def test_signals_within_a_callback_of_c_code_end_with_75() -> None:
+    returned, output = ends(WITHIN_C, "loading", (TERM,))
+    assert returned == ExitCode.INTERRUPTED
+    assert "ignored" not in output  # as Python says of an exception that C code cannot take
+
+
+def test_signal_stop_leaves_a_task_whose_rows_flow_alone() -> None:
     stop = StopRequest()
-    handled = SignalStop(stop, grace_s=120.0)
+    handled = SignalStop(stop, grace_s=120.0, before_leaving=pytest.fail)
     handled.rows_flow = True
-    handled._handle(TERM, None)
-    handled.rows_flow = False
-    with pytest.raises(InterruptedRun, match="SIGTERM before the first row"):
-        handled._handle(TERM, None)
     for number in (TERM, USR1, USR2, INT):
         handled._handle(number, None)
     assert stop.remaining_s <= 0

@@ -66,7 +66,8 @@ class Claims:
         self._held: dict[int, int] = {}  # open files, by shard
         self._seen: dict[int, _Seen] = {}
         self._beat = 0
-        self._lock = threading.Lock()  # no file is closed while the beat is written to it
+        # No file is closed while the beat is written to it. A signal's handler may come in between.
+        self._lock = threading.RLock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._works = True
@@ -122,6 +123,10 @@ class Claims:
     def close(self) -> None:
         """Gives every shard back and ends the beat."""
         self._closed.set()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Gives every shard back; may be called by a signal's handler."""
         for index in list(self._held):
             self._release(index)
 

@@ -2,12 +2,13 @@
 
     when the signal comes          what happens                                exit code
     imports, reading the plan      the process ends at once                    75
-    before the first row           `InterruptedRun` is raised, once            75
+    before the first row           it is noted, then the process ends          75
     rows flow                      a time is set; the stages read it           75, or 0 if done
     the command has ended          nothing                                     what it was
 
 Any number of signals may come, in any order: SLURM's own and the batch script's copy of it, or
-submitit's. Not covered: the first hundredths of a second, when Python itself is starting.
+submitit's. Nothing is raised out of a handler: it may run inside a C++ library that is just being
+loaded, which would abort. Not covered: the first hundredths of a second, when Python is starting.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from chatspace.errors import ExitCode, InterruptedRun
+from chatspace.errors import ExitCode
 
 if TYPE_CHECKING:  # this module is imported before anything that takes time
     from chatspace.plan.work import StopRequest
@@ -45,23 +47,29 @@ class SignalStop:
     SIGUSR2 is what submitit has SLURM send before the walltime, to the task too; SIGTERM from
     submitit's own handler follows it.
 
-    The handler only sets a time. Before the first row flows there is nothing to finish: the first
-    signal then raises, and those after it let the task end in peace.
+    While rows flow the handler only sets a time. Before that there is nothing to finish: the first
+    signal ends the process, and those that come meanwhile do nothing.
 
     Args:
         stop: the request to set.
         grace_s: seconds between SIGUSR1 and the walltime.
+        before_leaving: takes down why the process ends, in one line, before it does so without
+            unwinding. Any call of the main thread may be halfway done: it must take no lock that
+            the main thread may hold.
     """
 
-    def __init__(self, stop: StopRequest, grace_s: float) -> None:
+    def __init__(
+        self, stop: StopRequest, grace_s: float, before_leaving: Callable[[str], None]
+    ) -> None:
         self._stop = stop
+        self._before_leaving = before_leaving
         self._grace_s = {
             signal.SIGUSR1: max(0.0, grace_s - EXIT_MARGIN_S),
             signal.SIGUSR2: min(TERM_GRACE_S, grace_s),
             signal.SIGTERM: min(TERM_GRACE_S, grace_s),
             signal.SIGINT: min(INT_GRACE_S, grace_s),
         }
-        self._raised = False
+        self._leaving = False
         self.rows_flow = False
 
     def install(self) -> None:
@@ -74,9 +82,15 @@ class SignalStop:
         again = number == signal.SIGINT and self._stop.requested
         self._stop.request(0.0 if again else self._grace_s[signal.Signals(number)])
         _say(f"signal={signal.Signals(number).name} stopping")
-        if not (self.rows_flow or self._raised or _Process.ending):
-            self._raised = True
-            raise InterruptedRun(f"Stopped by {signal.Signals(number).name} before the first row.")
+        if not (self.rows_flow or self._leaving or _Process.ending):
+            self._leaving = True
+            self._leave(f"Stopped by {signal.Signals(number).name} before the first row.")
+
+    def _leave(self, reason: str) -> NoReturn:
+        with suppress(Exception):  # a note is worth no other exit code
+            self._before_leaving(reason)
+        _say(f"chatspace: {reason}")
+        os._exit(ExitCode.INTERRUPTED)
 
 
 def exit_when_signalled() -> None:
@@ -88,8 +102,7 @@ def exit_when_signalled() -> None:
 def run_to_the_end(command: Callable[[], None]) -> None:
     """Runs the command line of a task; from its end on, signals change nothing any more.
 
-    A task that was told to stop ends as interrupted whatever the stop broke on its way: libraries
-    turn an exception that comes out of the blue into errors of their own.
+    A task that was told to stop ends as interrupted whatever the stop broke on its way.
     """
     try:
         command()

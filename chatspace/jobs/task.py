@@ -34,7 +34,7 @@ from chatspace.plan.store import load_plan
 from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import utc_now
-from chatspace.shards.task_manifest import TaskManifest
+from chatspace.shards.task_manifest import RUNNING, TaskManifest
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,10 @@ class _Task:
         path = run.event_log(part.split.name, part.event_log)
         self.events = EventLog(path, attempt_name(lane))
         self.stop = StopRequest()
-        self.signals = SignalStop(self.stop, float(plan.cluster.get("grace_s", 120)))
+        self.signals = SignalStop(
+            self.stop, float(plan.cluster.get("grace_s", 120)), before_leaving=self._close_early
+        )
+        self.attempt = attempt_facts(lane)
         self.manifest = TaskManifest.open(
             run.task_manifest(part.split.name, part.manifest),
             plan.owner(part.split),
@@ -166,15 +169,16 @@ class _Task:
         """Runs the kind over the missing shards and records how it went."""
         spans = self.part.spans
         rows_done = sum(span.n_rows for span in spans) - sum(span.n_rows for span in todo)
-        facts = attempt_facts(self.lane)
-        attempt: dict[str, Any] = {**facts, "started_at": utc_now(), "state": "running"}
-        self.manifest.attempts.append(attempt)
+        facts = dict(self.attempt)
+        self.attempt.update(started_at=utc_now(), state=RUNNING)
+        self.manifest.attempts.append(self.attempt)
+        self.signals.install()
         self.manifest.write()
         self.events.write("started", rows_done=rows_done, log=job_log(), **facts)
         log.info(
             "start run=%s split=%s %s shards=%d of %d to do attempt=%s",
             self.plan.run_id, self.split.name, self.part.title, len(todo), len(spans),
-            attempt["attempt"],
+            facts["attempt"],
         )  # fmt: skip
         usage = UsageSampler()
         try:
@@ -184,12 +188,12 @@ class _Task:
             interrupted = isinstance(error, InterruptedRun)
             cause = {} if interrupted else {"cause": cause_of(error)}
             state = "interrupted" if interrupted else "failed"
-            self._close(attempt, state, error=_one_line(error), **cause, usage=usage.stop())
+            self._close(state, error=_one_line(error), **cause, usage=usage.stop())
             raise
         left = self._left_to_do()
         is_interrupted = bool(left) and (outcome.interrupted or self.stop.requested)
         state = "interrupted" if is_interrupted else "finished"
-        self._close(attempt, state, **outcome_facts(outcome), usage=usage.stop())
+        self._close(state, **outcome_facts(outcome), usage=usage.stop())
         if is_interrupted:
             raise InterruptedRun(
                 f"Interrupted: {self.plan.run_id} {self.split.name} {self.part.title}; "
@@ -208,7 +212,6 @@ class _Task:
         ]
 
     def _run_kind(self, todo: Sequence[ShardSpan]) -> SliceOutcome:
-        self.signals.install()
         started = time.monotonic()
 
         def report(progress: Progress) -> None:
@@ -244,8 +247,14 @@ class _Task:
         self.events.write("shard", shard_index=span.index, rows=span.n_rows, bytes=record.bytes)
         return record
 
-    def _close(self, attempt: dict[str, Any], state: str, **facts: Any) -> None:
-        attempt.update(state=state, finished_at=utc_now(), **facts)
+    def _close_early(self, reason: str) -> None:
+        """Takes down that a signal ends this process; it may come anywhere in `work` and after."""
+        if self.attempt["state"] == RUNNING:
+            self._close("interrupted", error=reason)
+        self.claims.give_back()
+
+    def _close(self, state: str, **facts: Any) -> None:
+        self.attempt.update(state=state, finished_at=utc_now(), **facts)
         try:
             self.manifest.write()
         except ChatspaceError as error:

@@ -70,6 +70,7 @@ class BatchRun:
         """
         self._room = self.requests.max_batches
         driver = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.counters.report(self.work)  # from now on a stop waits for the request under way
         try:
             driving: Future[None] = driver.submit(self._drive)
             while not wait([driving], timeout=TICK_S).done:

@@ -95,6 +95,7 @@ class DirectRun:
         spans = self.work.shards()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         askers = ThreadPoolExecutor(self.requests.concurrency, thread_name_prefix="asker")
+        self.counters.report(self.work)  # from now on a stop waits for the requests under way
         try:
             while not self.work.stop.requested:
                 self._begin(spans, loader)
