@@ -95,23 +95,36 @@ def resubmit(
             )
             for split, tasks in divide(plan, todo, max_tasks).items()
         ]
-        changed = replace(plan, cluster=cluster)
-        scripts = {repair.split: render_repair(plan, repair)[1] for repair in repairs}
-        scripts[GATHER_SCRIPT] = gather_text = render_gather(changed)
-        for text in scripts.values():
-            scheduler.check(text)  # all of them before any is written
-        if check is not None:
-            check(changed, scripts)
-        arrays = [write_repair(plan, repair) for repair in repairs]
-        gather = arrays[0][1].with_name(GATHER_SCRIPT)
-        atomic_write_text(gather, gather_text)
-        submissions = submit_arrays(plan, arrays, gather, scheduler)
+        submissions = _submit(plan, repairs, scheduler, check)
     return Resubmitted(
         n_missing=n_missing,
         n_active=n_missing - n_todo,
         excluded=tuple(excluded) if todo else (),
         submissions=tuple(submissions),
     )
+
+
+def _submit(
+    plan: Plan,
+    repairs: Sequence[Repair],
+    scheduler: Scheduler,
+    check: Callable[[Plan, Mapping[str, str]], None] | None,
+) -> list[Submission]:
+    """Submits arrays that share their settings, one for each split, and a gather job behind them.
+
+    Nothing is written before the batch system and `check` have accepted all of it.
+    """
+    changed = replace(plan, cluster=repairs[0].cluster)
+    scripts = {repair.split: render_repair(plan, repair)[1] for repair in repairs}
+    scripts[GATHER_SCRIPT] = gather_text = render_gather(changed)
+    for text in scripts.values():
+        scheduler.check(text)
+    if check is not None:
+        check(changed, scripts)
+    arrays = [write_repair(plan, repair) for repair in repairs]
+    gather = arrays[0][1].with_name(GATHER_SCRIPT)
+    atomic_write_text(gather, gather_text)
+    return submit_arrays(plan, arrays, gather, scheduler)
 
 
 def missing_shards(plan: Plan, *, verify: bool = False) -> dict[str, list[int]]:
