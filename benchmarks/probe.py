@@ -30,7 +30,7 @@ from report import hardware, print_table, versions
 
 TIMEOUT_S = 3600
 TOKENS_PER_ROW = 120
-QUICK = {"rounds": 1, "rows": 300, "minutes": 0.05}
+QUICK = {"rounds": 1, "rows": 120, "minutes": 0.05}
 
 
 def played(folder: Path, spec: str, minutes: float) -> dict[str, Any]:

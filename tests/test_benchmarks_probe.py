@@ -24,7 +24,7 @@ def test_probe_quick_prints_prediction_and_outcome_of_each_figure() -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     found = {name: (predicted, came, ratio) for name, predicted, came, ratio, _ in cells}
-    assert found["rows"] == ("300", "300", "1.00")
+    assert found["rows"] == ("120", "120", "1.00")
     assert {"tokens_per_s", "slowest_task_s", "output_bytes", "mem_gb"} <= found.keys()
     for name, (predicted, came, _) in found.items():
         assert float(predicted.replace(",", "")) > 0, name
