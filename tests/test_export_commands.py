@@ -107,7 +107,8 @@ def test_duplicates_prints_groups_and_writes_pairs(run: str, tmp_path: Path) -> 
         ("export nobody-00000000 --to parquet --out o --workspace {tmp}", "Unknown run: nobody"),
         ("export {run} --to parquet --out o --split dev", "Unknown split: --split dev"),
         ("export {run} --to csv --out o", "Unknown format: --to csv; known: parquet"),
-        ("export {run} --to parquet --out {tmp}", "Something is there already: --out"),
+        ("export {run} --to parquet --out .", "Not a path for an export: --out .;"),
+        ("export {run} --to parquet --out {tmp}", "Not an export: --out"),
         ("export {run} --to parquet --out {tmp} --force", "Not an export: --out"),
         ("export {run} --to parquet --out /", "Not a path for an export: --out /"),
         ("export {run} --to parquet --out {tmp}/file/x", "Cannot write: {tmp}/file/x"),
@@ -127,7 +128,7 @@ def test_duplicates_prints_groups_and_writes_pairs(run: str, tmp_path: Path) -> 
         ("duplicates {run} --threshold 95", "Out of range: --threshold 95"),
         ("duplicates {run} --threshold nan", "Out of range: --threshold nan"),
         ("duplicates {run} --threshold 0.001 --max-pairs 3", "Too many pairs"),
-        ("duplicates {run} --out {tmp}/file", "Something is there already: --out"),
+        ("duplicates {run} --out {tmp}/file", "Not an export: --out"),
         ("duplicates {run} --out {tmp}/file --force", "Not an export: --out"),
     ],
 )

@@ -214,7 +214,7 @@ def test_report_names_splits_groups_and_pairs(tmp_path: Path) -> None:
         }
     ]
     assert group_lines(shown)[1] == "      2  docs/train/3  (train 1, test 1)"
-    write_pairs(source, found, groups, tmp_path / "pairs.parquet", 0.99)
+    write_pairs(source, found, groups, tmp_path / "pairs.parquet", threshold=0.99)
     table = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
     assert [(r["first_id"], r["second_id"], r["second_split"], r["group"]) for r in table] == [
         ("docs/train/3", "docs/test/0", "test", 1),
@@ -226,7 +226,7 @@ def test_report_names_splits_groups_and_pairs(tmp_path: Path) -> None:
 def test_write_pairs_of_none_is_an_empty_table(tmp_path: Path) -> None:
     source = open_source(vector_run(tmp_path / "ws", random_vectors(20, 16)))
     found = find_duplicates(source, Wanted(threshold=1))
-    write_pairs(source, found, grouped(found), tmp_path / "pairs.parquet", 1)
+    write_pairs(source, found, grouped(found), tmp_path / "pairs.parquet", threshold=1)
     table = pq.read_table(tmp_path / "pairs.parquet")
     assert table.num_rows == 0 and "first_id" in table.column_names
 

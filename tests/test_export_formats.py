@@ -188,7 +188,7 @@ def test_export_replaces_only_exports_and_only_when_told(
 ) -> None:
     out = tmp_path / "out"
     write(runs["float32"], to, out)
-    with pytest.raises(OutputError, match=r"Something is there already: .*--force"):
+    with pytest.raises(OutputError, match=r"An export is there already: .*--force"):
         write(runs["float32"], to, out)
     write(runs["float16"], to, out, force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -196,14 +196,26 @@ def test_export_replaces_only_exports_and_only_when_told(
     mine.mkdir()
     (mine / "notes.txt").write_text("years of work")
     for path in (mine, mine / "notes.txt"):
-        with pytest.raises(OutputError, match="Not an export"):
-            write(runs["float32"], to, path, force=True)
+        for force in (False, True):
+            with pytest.raises(OutputError, match=r"Not an export: .* another --out") as error:
+                write(runs["float32"], to, path, force=force)
+            assert "--force" not in str(error.value)
     assert (mine / "notes.txt").read_text() == "years of work"
     for note in ("{}", '{"format": "coco", "run_id": 3}', "[]", "no JSON"):
         (mine / "export.json").write_text(note)  # as other programs write it
         with pytest.raises(OutputError, match="Not an export"):
             write(runs["float32"], to, mine, force=True)
     assert (mine / "notes.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_export_of_one_file_replaces_no_folder_and_advises_no_force(
+    runs: Runs, tmp_path: Path, force: bool
+) -> None:
+    out = write(runs["float32"], "numpy", tmp_path / "out")
+    with pytest.raises(OutputError, match=r"A folder is there: .* Name another --out\.$"):
+        write(runs["float32"], "parquet", out, force=force)
+    assert (out / "vectors.npy").is_file()
 
 
 def test_export_never_replaces_a_shard(runs: Runs) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatspace.viz.map import DARK_PALETTE, LIGHT_PALETTE, MAX_GROUPS, MapRows, write_map
+from chatspace.errors import OutputError
+from chatspace.viz.colouring import (
+    DARK_PALETTE,
+    LIGHT_PALETTE,
+    MAX_GROUPS,
+    MISSING,
+    N_LEVELS,
+    Numbers,
+)
+from chatspace.viz.map import MapRows, refuse_foreign, write_map
 from chatspace.viz.projection import project, sample_rows
 
 HOSTILE = (
@@ -118,6 +127,47 @@ def test_write_map_of_hardly_any_rows_is_written(tmp_path: Path, n_rows: int) ->
     png, html = write_map(_rows(["a"] * n_rows), tmp_path / "new", title="t", subtitle="s")
     assert png.is_file()
     assert len(_data(html)["ids"]) == n_rows
+
+
+def test_write_map_of_numbers_has_a_bar_and_each_number(tmp_path: Path) -> None:
+    values = np.array([0.5, 10.0, np.nan, 2.5])
+    rows = MapRows(
+        ids=list("abcd"),
+        texts=[""] * 4,
+        groups=Numbers(name="</script>", values=values),
+        xy=np.random.default_rng(0).normal(size=(4, 2)),
+    )
+    png, html = write_map(rows, tmp_path, title="t", subtitle="s")
+    data = _data(html)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert data["level"] == [0, N_LEVELS - 1, -1, round(2 / 9.5 * (N_LEVELS - 1))]
+    assert data["values"] == ["0.5", "10", "", "2.5"]
+    assert [group["name"] for group in data["groups"]] == ["</script>", MISSING]
+    assert data["group"] == [0, 0, 1, 0]
+    assert [text for _, text in data["scale"]["ticks"]] == ["2", "4", "6", "8", "10"]
+    assert len(data["scale"]["light"]) == len(data["scale"]["dark"]) == N_LEVELS
+
+
+def test_refuse_foreign_takes_maps_alone(tmp_path: Path) -> None:
+    refuse_foreign(tmp_path / "new")
+    png, html = write_map(_rows(["a"]), tmp_path, title="t", subtitle="s")
+    refuse_foreign(tmp_path)
+    for path in (png, html):
+        made = path.read_bytes()
+        path.write_bytes(b"mine")
+        with pytest.raises(OutputError, match=rf"{path.name}; it is not replaced.*--out"):
+            refuse_foreign(tmp_path)
+        path.write_bytes(made)
+    for folder in (png, png / "below" / "it"):
+        with pytest.raises(OutputError, match=r"No folder: --out .*map.png is a file.*--out\.$"):
+            refuse_foreign(folder)
+    assert html.read_bytes() and png.read_bytes()
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_write_map_that_cannot_be_written_names_the_option() -> None:
+    with pytest.raises(OutputError, match=r"or choose another --out\.$"):
+        write_map(_rows(["a"]), Path("/of_nobody"), title="t", subtitle="s", elsewhere="--out")
 
 
 def test_palettes_have_one_colour_for_each_named_group() -> None:

@@ -17,9 +17,10 @@ from chatspace.jobs.local import slices_of
 from chatspace.jobs.setup import set_up
 from chatspace.jobs.task import run_task
 from chatspace.layout import Layout
-from chatspace.viz.projection import pca_layout, umap_layout
+from chatspace.viz.colouring import MISSING, Numbers
+from chatspace.viz.projection import EXACT_METRICS, exact_neighbors, pca_layout, umap_layout
 from chatspace.viz.reduction import Reduction, points_of, reduced, reduction_path
-from chatspace.viz.run_map import MISSING, groups_of, write_run_map
+from chatspace.viz.run_map import groups_of, write_run_map
 from tests.conftest import SpecMaker, texts, write_parquet
 
 # UMAP is compiled when it is first used, which takes long beside other work.
@@ -74,6 +75,22 @@ def test_umap_layout_keeps_clusters_apart_and_gives_true_neighbours() -> None:
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :8], atol=1e-3)
 
 
+@pytest.mark.parametrize("metric", EXACT_METRICS)
+def test_exact_neighbors_are_those_of_scipy(metric: str) -> None:
+    from scipy.spatial.distance import cdist
+
+    rows = np.random.default_rng(0).normal(size=(300, 24)).astype(np.float32)
+    rows[7] = rows[3]
+    ids, distances = exact_neighbors(rows, 9, metric)
+    exact = cdist(rows, rows, metric)
+    np.fill_diagonal(exact, -1)  # itself first, also beside a copy
+    assert (ids[:, 0] == np.arange(300)).all() and not distances[:, 0].any()
+    np.testing.assert_allclose(distances[:, 1:], np.sort(exact, axis=1)[:, 1:9], atol=1e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(exact, ids, 1)[:, 1:], distances[:, 1:], atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 6])
 def test_umap_layout_of_a_few_rows_places_them(n_rows: int) -> None:
     layout = umap_layout(blobs(n_rows)[0], n_neighbors=15, min_dist=0.1, metric="cosine", seed=0)
@@ -92,7 +109,7 @@ def test_pca_layout_puts_the_widest_spread_on_the_first_axis() -> None:
 
 def test_reduced_writes_a_row_for_each_point_with_its_columns(source: VectorSource) -> None:
     notes: list[str] = []
-    points = reduced(source, Reduction(n_neighbors=5, seed=1), notes.append)
+    points = reduced(source, Reduction(n_neighbors=5, seed=1), notes.append).points
     assert [note.partition(";")[0] for note in notes] == ["Placing 120 of 120 rows by umap"]
     assert points.column_names == [
         *("id", "split", "row_index", "text", "topic", "score", "metadata_x", "tags"),
@@ -113,17 +130,20 @@ def test_reduced_again_takes_what_lies_there_and_other_values_make_it_anew(
     source: VectorSource,
 ) -> None:
     notes: list[str] = []
-    for metric in ("cosine", "cosine", "euclidean"):
-        reduced(source, Reduction(method="pca", metric=metric), notes.append)
+    origins = [
+        reduced(source, Reduction(method="pca", metric=metric), notes.append).origin
+        for metric in ("cosine", "cosine", "euclidean")
+    ]
+    assert origins == ["new", "kept", "replaced"]
     assert len(notes) == 2
 
 
 def test_reduced_of_a_sample_is_the_same_rows_every_time(source: VectorSource) -> None:
-    points = reduced(source, Reduction(method="pca", sample=10, seed=4), lambda _: None)
+    points = reduced(source, Reduction(method="pca", sample=10, seed=4), lambda _: None).points
     rows = points["row_index"].to_pylist()
     assert len(rows) == 10
     assert rows == sorted(rows)
-    other = reduced(source, Reduction(method="tsne", sample=10, seed=4), lambda _: None)
+    other = reduced(source, Reduction(method="tsne", sample=10, seed=4), lambda _: None).points
     assert other["row_index"].to_pylist() == rows
 
 
@@ -147,16 +167,37 @@ def test_reduction_of_bad_values_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_groups_of_numbers_are_eight_classes_and_nothing_is_a_class_of_its_own(
-    source: VectorSource,
-) -> None:
-    points = reduced(source, Reduction(method="pca"), lambda _: None)
+def test_groups_of_numbers_are_a_scale_and_few_whole_ones_are_names(source: VectorSource) -> None:
+    points = reduced(source, Reduction(method="pca"), lambda _: None).points
     assert set(groups_of(points, "topic")) == {"a", "b", MISSING}
-    classes = groups_of(points, "score")
-    assert len(set(classes)) == 8
-    assert max(classes.count(name) for name in set(classes)) == 15
+    score = groups_of(points, "score")
+    assert isinstance(score, Numbers) and score.name == "score"
+    assert np.array_equal(score.values, points["score"].to_numpy())
     with pytest.raises(InputError, match=r"--color topics; .*Did you mean topic\?"):
         groups_of(points, "topics")
+    with pytest.raises(InputError, match=r"name another\.$"):
+        groups_of(points, "s")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_scale"),
+    [
+        ([0, 1, 2, None], False),
+        ([0.5, 1.0, None, None], True),
+        (list(range(13)), True),
+        ([1.5, 1.5, None], False),
+        ([float("nan"), float("inf"), 2.0, None], False),
+        ([True, False], False),
+        ([None, None], False),
+    ],
+)
+def test_groups_of_a_column_tell_numbers_from_names(values: list[object], is_scale: bool) -> None:
+    found = groups_of(pa.table({"kept": values}), "kept")
+    assert isinstance(found, Numbers) == is_scale
+    if isinstance(found, Numbers):
+        assert [None if v != v else v for v in found.values.tolist()] == values
+    else:
+        assert [name == MISSING for name in found] == [value is None for value in values]
 
 
 def test_groups_of_whole_numbers_beyond_floats_are_their_own_names() -> None:
@@ -165,9 +206,11 @@ def test_groups_of_whole_numbers_beyond_floats_are_their_own_names() -> None:
 
 
 def test_write_run_map_says_what_it_shows(source: VectorSource, tmp_path: Path) -> None:
-    points = reduced(source, Reduction(method="pca", sample=50), lambda _: None)
-    png, html = write_run_map(source, points, colour="topic", folder=tmp_path / "map")
-    assert png.read_bytes()[:4] == b"\x89PNG"
-    page = html.read_text(encoding="utf-8")
+    points = reduced(source, Reduction(method="pca", sample=50), lambda _: None).points
+    made = write_run_map(source, points, colour="topic", folder=tmp_path / "map")
+    assert made.png.read_bytes()[:4] == b"\x89PNG"
+    again = write_run_map(source, points, colour="topic", folder=tmp_path / "map")
+    assert (made.is_replaced, again.is_replaced) == (False, True)
+    page = made.html.read_text(encoding="utf-8")
     assert "50 of 120 rows, tiny-bert, 64 dimensions; PCA" in page
     assert "principal axes" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
     from chatspace.export.source import VectorSource
 
-MethodOption = Annotated[str, typer.Option("--method", help="umap, pca or tsne.")]
+MethodOption = Annotated[
+    str, typer.Option("--method", help="How rows are placed: umap, pca or tsne.")
+]
 NeighborsOption = Annotated[
     int, typer.Option("--n-neighbors", help="Of UMAP: near rows that a row stays together with.")
 ]
@@ -25,16 +26,31 @@ MinDistOption = Annotated[
     float, typer.Option("--min-dist", help="Of UMAP: how close points may stand, 0 to 1.")
 ]
 MetricOption = Annotated[
-    str, typer.Option("--metric", help="cosine, euclidean, manhattan or correlation.")
+    str,
+    typer.Option(
+        "--metric",
+        help="What is near: cosine, euclidean, manhattan or correlation; for pca the first two, "
+        "for tsne cosine.",
+    ),
 ]
 SampleOption = Annotated[
-    int, typer.Option("--sample", help="So many rows, drawn by the seed; 0 for all.")
+    int, typer.Option("--sample", metavar="N", help="So many rows, drawn by the seed; 0 for all.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of the draw and the method."),
+]
 SplitOption = Annotated[str | None, typer.Option("--split", help="One split of the run [all].")]
 PartialOption = Annotated[
-    bool, typer.Option("--partial", help="What is there, although shards are missing.")
+    bool, typer.Option("--partial", help="Take the shards that are there, if others are missing.")
 ]
+
+# By what became of points that lay there before.
+_ORIGINS = {
+    "new": "",
+    "kept": ", made before with the same settings",
+    "replaced": ", in place of earlier ones",
+}
 
 
 def reduce(
@@ -49,7 +65,12 @@ def reduce(
     partial: PartialOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Bring the vectors of a run into the plane, as Parquet."""
+    """Bring the vectors of a run into the plane, as Parquet.
+
+    The points lie in the run's folder, a file for each method.
+
+    Example: chatspace reduce RUN --method umap --n-neighbors 30 --sample 20000
+    """
     from chatspace.viz.reduction import Reduction, reduced, reduction_path
 
     wanted = Reduction(
@@ -62,11 +83,12 @@ def reduce(
     )
     wanted.check()
     source = _source(run, workspace, split, partial)
-    points = reduced(source, wanted, say_at_once)
+    made = reduced(source, wanted, say_at_once)
     path = reduction_path(source.plan, method)
-    say(f"{source.plan.run_id}: {points.num_rows:,} points by {method}; {path}")
+    what = f"{made.points.num_rows:,} points by {method}{_ORIGINS[made.origin]}"
     where = f" --workspace {shlex.quote(workspace)}" if workspace else ""
     rest = f"{shlex.quote(run)} --method {method}{where}"
+    say(f"{source.plan.run_id}: {what}; {path}")
     say(f"\nNext:\n  chatspace map {rest}\n  chatspace atlas {rest}")
 
 
@@ -74,41 +96,69 @@ def map(
     run: RunArgument,
     color: Annotated[
         str | None,
-        typer.Option("--color", metavar="COLUMN", help="split, or a kept column [split]."),
+        typer.Option(
+            "--color",
+            metavar="COLUMN",
+            help="What colours points: split, or a column of output.keep_columns [split].",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder [the run's maps/].")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where the files go [the run's maps/]."),
+    ] = None,
     method: MethodOption = "umap",
     split: SplitOption = None,
     partial: PartialOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Draw a map of a run: a picture, and a page that needs no network."""
+    """Draw a map of a run: a picture and a web page.
+
+    The page is one file that needs no network. The points are those of `chatspace reduce`, made
+    with its defaults where there are none.
+
+    Example: chatspace map RUN --color topic --out maps/topic
+    """
+    from chatspace.viz.map import refuse_foreign
     from chatspace.viz.run_map import write_run_map
 
+    if out is not None:
+        refuse_foreign(out)
     source, points = _points(run, workspace, split, partial, method)
-    png, html = write_run_map(source, points, colour=color, folder=out)
-    say(f"{source.plan.run_id}: {points.num_rows:,} points by {method}\n  {png}\n  {html}")
+    made = write_run_map(source, points, colour=color, folder=out)
+    earlier = ", in place of an earlier map" if made.is_replaced else ""
+    say(
+        f"{source.plan.run_id}: {points.num_rows:,} points by {method}{earlier}\n"
+        f"  {made.png}\n  {made.html}"
+    )
 
 
 def atlas(
     run: RunArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "localhost",
     port: Annotated[
-        int, typer.Option("--port", min=1, max=65535, help="The first port to try.")
+        int, typer.Option("--port", metavar="N", min=1, max=65535, help="The first port to try.")
     ] = 5055,
     method: MethodOption = "umap",
     split: SplitOption = None,
     partial: PartialOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Explore a run in Embedding Atlas, until interrupted."""
-    from chatspace.viz.atlas import atlas_command
+    """Explore a run in Embedding Atlas, until interrupted.
+
+    The points are those of `chatspace reduce`, made with its defaults where there are none.
+
+    Example: chatspace atlas RUN --port 5055
+    """
+    from chatspace.viz.atlas import address_lines, atlas_command, free_port, serve
     from chatspace.viz.reduction import reduction_path
 
-    source, _ = _points(run, workspace, split, partial, method)
-    command = atlas_command(reduction_path(source.plan, method), host=host, port=port)
-    say_at_once(f"From another machine: ssh -L {port}:localhost:{port} THIS-MACHINE")
-    os.execv(command[0], command)
+    source, points = _points(run, workspace, split, partial, method)
+    chosen = free_port(host, port)
+    command = atlas_command(reduction_path(source.plan, method), host=host, port=chosen)
+    taken = "" if chosen == port else f" (port {port} is taken)"
+    say(f"{source.plan.run_id}: {points.num_rows:,} points by {method}{taken}")
+    say_at_once("\n".join(address_lines(host, chosen)))
+    serve(command)
 
 
 def _points(
@@ -121,7 +171,7 @@ def _points(
     wanted.check()
     source = _source(run, workspace, split, partial)
     points = points_of(source, method)
-    return source, reduced(source, wanted, say_at_once) if points is None else points
+    return source, reduced(source, wanted, say_at_once).points if points is None else points
 
 
 def _source(run: str, workspace: str | None, split: str | None, partial: bool) -> VectorSource:

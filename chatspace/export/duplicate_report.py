@@ -17,6 +17,7 @@ from chatspace.export.duplicates import Found, Wanted
 from chatspace.export.pairs import group_labels
 from chatspace.export.place import NOTE_KEY, new_file
 from chatspace.export.source import Positions, VectorSource
+from chatspace.wording import counted
 
 EXCERPT_CHARS = 100
 _WRITE_PAIRS = 1_000_000
@@ -142,12 +143,12 @@ def summary(source: VectorSource, wanted: Wanted, found: Found, groups: Groups) 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """Returns the same for people."""
     lines = [
-        f"{facts['run_id']}: {_count(facts['pairs'], 'pair')} among {facts['rows']:,} rows at or "
-        f"above {facts['threshold']:g}, in {_count(facts['groups'], 'group')}; "
-        f"{_count(facts['surplus_rows'], 'row')} would go if one of each group stayed"
+        f"{facts['run_id']}: {counted(facts['pairs'], 'pair')} among {facts['rows']:,} rows at or "
+        f"above {facts['threshold']:g}, in {counted(facts['groups'], 'group')}; "
+        f"{counted(facts['surplus_rows'], 'row')} would go if one of each group stayed"
     ]
     if facts["rows_of_zeros"]:
-        zeros = _count(facts["rows_of_zeros"], "row")
+        zeros = counted(facts["rows_of_zeros"], "row")
         lines.append(f"{zeros} with a vector of zeros, which is in no pair")
     if facts["sampled_pairs"] is not None:
         n_true, n_found = facts["sampled_pairs"], facts["sampled_pairs_found"]
@@ -157,10 +158,6 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
             "that was compared with all"
         )
     return lines
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def group_lines(groups: Sequence[Group]) -> list[str]:
@@ -175,7 +172,7 @@ def group_lines(groups: Sequence[Group]) -> list[str]:
 
 
 def write_pairs(
-    source: VectorSource, found: Found, groups: Groups, out: Path, threshold: float
+    source: VectorSource, found: Found, groups: Groups, out: Path, *, threshold: float
 ) -> None:
     """Writes every pair with its score and its group into a Parquet file, whole or not at all.
 
@@ -183,13 +180,14 @@ def write_pairs(
     """
     names = source.key_columns
     keys = source.rows_at(groups.rows, names)
+    sides = [
+        keys.schema.field(name).with_name(f"{side}_{name}").with_nullable(False)
+        for side in ("first", "second")
+        for name in names
+    ]
     schema = pa.schema(
         [
-            *(
-                pa.field(f"{side}_{name}", keys.schema.field(name).type, nullable=False)
-                for side in ("first", "second")
-                for name in names
-            ),
+            *sides,
             pa.field("score", pa.float32(), nullable=False),
             pa.field("group", pa.int64(), nullable=False),
         ]
@@ -208,7 +206,7 @@ def write_pairs(
                 np.searchsorted(groups.rows, side[part])
                 for side in (found.pairs.first, found.pairs.second)
             )
-            sides = [keys.take(pa.array(side)) for side in (first, second)]
-            columns = [side[name] for side in sides for name in names]
+            chosen = [keys.take(pa.array(side)) for side in (first, second)]
+            columns = [side[name] for side in chosen for name in names]
             columns += [pa.array(found.pairs.scores[part]), pa.array(groups.numbers[first])]
             writer.write_table(pa.table(columns, schema=schema))

@@ -251,7 +251,7 @@ def _temporary_array(
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             yield np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
-        raise output_error(error, folder) from error
+        raise output_error(error, folder, "$TMPDIR") from error
 
 
 def _cells(

@@ -20,6 +20,7 @@ from chatspace.export.arrays import (
 from chatspace.export.place import refuse_taken
 from chatspace.export.source import VectorSource
 from chatspace.export.tables import write_datasets, write_lancedb, write_parquet
+from chatspace.spec.problems import nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Format:
         write: makes it; takes `IndexOptions` too where `metrics` names any.
         reads: how a person opens it, a line of Python; `{}` stands for the path.
         file: what of the folder is opened.
+        one_file: whether it is a file, not a folder.
         metrics: how its vectors can be compared, where that is decided when it is made.
         picks_index: whether the sort of index can be chosen.
     """
@@ -37,12 +39,13 @@ class Format:
     write: Callable[..., None]
     reads: str
     file: str = ""
+    one_file: bool = False
     metrics: tuple[str, ...] = ()
     picks_index: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    "parquet": Format(write=write_parquet, reads="pyarrow.parquet.ParquetFile({})"),
+    "parquet": Format(write=write_parquet, reads="pyarrow.parquet.ParquetFile({})", one_file=True),
     "datasets": Format(write=write_datasets, reads="datasets.load_from_disk({})"),
     "numpy": Format(write=write_numpy, reads='numpy.load({}, mmap_mode="r")', file="vectors.npy"),
     "faiss": Format(
@@ -88,7 +91,10 @@ class Export:
             OutputError: something stands at the path.
         """
         if self.to not in FORMATS:
-            raise InputError(f"Unknown format: --to {self.to}; known: {', '.join(FORMATS)}.")
+            raise InputError(
+                f"Unknown format: --to {self.to}; known: {', '.join(FORMATS)}."
+                f"{nearest(self.to, FORMATS) or ' Choose one.'}"
+            )
         format_ = FORMATS[self.to]
         if self.index is not None and not format_.picks_index:
             raise InputError(f"No choice of index: --to {self.to} --index; only faiss has one.")
@@ -100,8 +106,9 @@ class Export:
         if self.metric is not None and self.metric not in METRICS:
             raise InputError(
                 f"Unknown metric: --metric {self.metric}; known: {', '.join(METRICS)}."
+                f"{nearest(self.metric, METRICS) or ' Choose one.'}"
             )
-        refuse_taken(self.out, force=self.force)
+        refuse_taken(self.out, force=self.force, one_file=format_.one_file)
 
     def write(self, source: VectorSource) -> None:
         """Writes the rows of `source`, whole or not at all.

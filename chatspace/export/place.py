@@ -36,26 +36,37 @@ _NOTE_FIELDS = {"format", "run_id", "plan_sha256"}
 _FAILED_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
-def refuse_taken(out: Path, *, force: bool) -> None:
+def refuse_taken(out: Path, *, force: bool, one_file: bool = False) -> None:
     """Refuses a path at which something stands that may not be replaced.
+
+    Args:
+        out: where the export goes.
+        force: replace an earlier export.
+        one_file: it is a file, which replaces no folder.
 
     Raises:
         InputError: the path names no new entry of a folder, such as `/` or `..`.
         OutputError: something stands there, and it is no earlier export or `force` is not given.
     """
     if out.name in ("", ".."):
-        raise InputError(f"Not a path for an export: --out {out}. Name a new file or folder.")
+        raise InputError(
+            f"Not a path for an export: --out {out}; it is a new file or folder. Name one, such as "
+            f"--out {out / 'export'}."
+        )
     if not os.path.lexists(out):
         return
+    if not is_export(out):
+        inside = f", such as --out {out / 'export'}" if out.is_dir() else ""
+        raise OutputError(
+            f"Not an export: --out {out}; nothing is replaced but what chatspace exported. Name "
+            f"another --out{inside}."
+        )
+    if one_file:
+        _refuse_folder(out)
     if not force:
         raise OutputError(
-            f"Something is there already: --out {out}; exports replace nothing unasked. Name "
-            "another path, or replace it with --force."
-        )
-    if not is_export(out):
-        raise OutputError(
-            f"Not an export: --out {out}; --force replaces only what `chatspace export` wrote. "
-            "Name another path, or move it away."
+            f"An export is there already: --out {out}; none is replaced unasked. Name another "
+            "--out, or replace it with --force."
         )
 
 
@@ -79,12 +90,16 @@ def new_file(out: Path) -> Iterator[Path]:
         OutputError: the folder cannot be written, the disk is full, or `out` is a folder.
     """
     _remove_left_over(out)
+    _refuse_folder(out)
+    with atomic_path(out, elsewhere="--out") as temp:
+        yield temp
+
+
+def _refuse_folder(out: Path) -> None:
     if out.is_dir():
         raise OutputError(
-            f"A folder is there: --out {out}; this format is one file. Name another path."
+            f"A folder is there: --out {out}; what is written is one file. Name another --out."
         )
-    with atomic_path(out) as temp:
-        yield temp
 
 
 @contextmanager
@@ -114,7 +129,7 @@ def new_folder(out: Path, note: dict[str, object]) -> Iterator[Path]:
         if not _is_failed_write(error) and not _concerns(error, out):
             raise
         cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, "")
-        raise output_error(cause, out) from error
+        raise output_error(cause, out, "--out") from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 

@@ -93,6 +93,8 @@ def search_text(
         ModelError: the model is not usable here, or is another one by now.
     """
     check_k(k)
+    if not text.strip():
+        raise InputError(f"Nothing to search for: text={text!r}. Write some words.")
     refuse_one_number(source)
     embed = embed or KINDS[source.plan.kind].query_encoder()
     vectors, notes = embed(source.plan, [text], prompt_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ _MAX_ITER = 750
 # t-SNE of fewer points has no neighbourhoods to keep; their principal axes show more.
 _MIN_TSNE_ROWS = 16
 _MIN_UMAP_ROWS = 4
+EXACT_METRICS = ("cosine", "euclidean", "correlation")
+_MOST_EXACT_ROWS = 20_000
+_EXACT_BYTES = 32 * 2**20
 
 
 def sample_rows(n_rows: int, *, seed: int, limit: int = MAX_ROWS) -> NDArray[np.int64]:
@@ -119,8 +123,7 @@ def umap_layout(
     umap = require_umap()
     rows = np.asarray(vectors, dtype=np.float32)  # (n, dim)
     k = min(n_neighbors, len(rows) - 1)
-    state = np.random.RandomState(seed)
-    ids, distances, search = umap.umap_.nearest_neighbors(rows, k, metric, None, False, state)
+    known = _neighbors(umap, rows, k, metric=metric, seed=seed)
     fitted = umap.UMAP(
         n_neighbors=k,
         min_dist=min_dist,
@@ -128,10 +131,86 @@ def umap_layout(
         random_state=seed,
         n_jobs=1,
         init="pca",
-        precomputed_knn=(ids, distances, search),
+        precomputed_knn=known,
     )
-    xy = np.asarray(fitted.fit_transform(rows), dtype=np.float32)  # (n, 2)
-    return Layout2d(xy=_centred(xy), neighbors=(ids.astype(np.int64), distances))
+    with warnings.catch_warnings():
+        # Without an index it could place no further rows, which nobody asks of it.
+        warnings.filterwarnings("ignore", r"precomputed_knn\[2\]", UserWarning)
+        xy = _centred(np.asarray(fitted.fit_transform(rows), dtype=np.float32))  # (n, 2)
+    return Layout2d(xy=xy, neighbors=(known[0].astype(np.int64), known[1]))
+
+
+def compares_all(n_rows: int, metric: str) -> bool:
+    """Tells whether UMAP gets exact neighbours, of all rows, and needs no approximate search."""
+    return n_rows <= _MOST_EXACT_ROWS and metric in EXACT_METRICS
+
+
+def _neighbors(
+    umap: Any, rows: NDArray[np.float32], k: int, *, metric: str, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32], Any]:
+    """Returns the nearest rows of each, their distances, and an index where one was made.
+
+    All rows are compared where that is quicker than to compile the approximate search, which takes
+    half a minute in each process.
+    """
+    if compares_all(len(rows), metric):
+        return *exact_neighbors(rows, k, metric), None
+    state = np.random.RandomState(seed)
+    ids, distances, search = umap.umap_.nearest_neighbors(rows, k, metric, None, False, state)
+    return ids, distances, search
+
+
+def exact_neighbors(
+    rows: NDArray[np.float32], k: int, metric: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Returns the places of the `k` nearest rows of each, itself first, and their distances.
+
+    Takes about 64 MiB beside the rows, whatever their number.
+
+    Args:
+        rows: shape (n, dim), finite.
+        k: at most n.
+        metric: one of `EXACT_METRICS`.
+
+    Returns:
+        Both (n, k).
+    """
+    if metric == "correlation":
+        rows = rows - rows.mean(axis=1, keepdims=True)
+    is_angle = metric != "euclidean"
+    rows = _unit_rows(rows) if is_angle else rows
+    half_squares = np.einsum("ij,ij->i", rows, rows) / 2  # (n,)
+    ids = np.empty((len(rows), k), np.int32)
+    distances = np.empty((len(rows), k), np.float32)
+    size = max(1, _EXACT_BYTES // (4 * max(len(rows), k * rows.shape[1])))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]  # (n_part, dim)
+        own = np.arange(len(part))
+        near = part @ rows.T  # (n_part, n), larger is nearer
+        if not is_angle:
+            near -= half_squares
+        near[own, start + own] = np.inf
+        found = np.argpartition(-near, k - 1, axis=1)[:, :k]  # (n_part, k)
+        away = _distances(part, rows[found], is_angle=is_angle)  # (n_part, k)
+        away[found == start + own[:, None]] = -1  # first, also among copies
+        order = np.lexsort((found, away), axis=1)
+        ids[start : start + size] = np.take_along_axis(found, order, axis=1)
+        distances[start : start + size] = np.take_along_axis(away, order, axis=1)
+    return ids, np.maximum(distances, 0)
+
+
+def _distances(
+    rows: NDArray[np.float32], others: NDArray[np.float32], *, is_angle: bool
+) -> NDArray[np.float32]:
+    """Returns the distances of rows, (n, dim), to k others each, (n, k, dim), as (n, k).
+
+    A difference of squares, which finds the nearest, would be coarse where rows are close.
+    """
+    if is_angle:
+        cosines: NDArray[np.float32] = np.einsum("ij,ikj->ik", rows, others)
+        return np.maximum(1 - cosines, 0)
+    away: NDArray[np.float32] = np.linalg.norm(rows[:, None] - others, axis=2)
+    return away
 
 
 def _unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:

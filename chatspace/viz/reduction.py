@@ -9,10 +9,11 @@ metadata. Memory is that of the vectors of the sample, about four times.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,20 @@ from chatspace.export.source import VectorSource
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.shards.table import float_vectors
-from chatspace.viz.projection import Layout2d, pca_layout, project, require_umap, umap_layout
+from chatspace.spec.problems import nearest
+from chatspace.viz.projection import (
+    Layout2d,
+    compares_all,
+    pca_layout,
+    project,
+    require_umap,
+    umap_layout,
+)
 
 METHODS = ("umap", "pca", "tsne")
 METRICS = ("cosine", "euclidean", "manhattan", "correlation")
 NOTE_KEY = b"chatspace"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1: UMAP always with approximate neighbours
 _FIXED = ("id", "split", "row_index", "chunk_index", "text")
 _PLACED = ("x", "y", "neighbors")
 _LEAST_NEIGHBORS, _MOST_NEIGHBORS = 2, 1000
@@ -75,12 +84,25 @@ class Reduction:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """Points, and what became of those that lay there before.
+
+    Attributes:
+        points: a row for each, as the module says.
+        origin: `new`; `kept`, as they had been made alike; or `replaced`, as they had not.
+    """
+
+    points: pa.Table
+    origin: Literal["new", "kept", "replaced"]
+
+
 def reduction_path(plan: Plan, method: str) -> Path:
     """Returns where the points of a run lie."""
     return Layout(Path(plan.workspace)).run(plan.run_id).maps / f"{method}.parquet"
 
 
-def reduced(source: VectorSource, reduction: Reduction, note: Callable[[str], None]) -> pa.Table:
+def reduced(source: VectorSource, reduction: Reduction, note: Callable[[str], None]) -> Reduced:
     """Returns the points of a run: those that lie there if they were made alike, else new ones.
 
     Args:
@@ -99,18 +121,20 @@ def reduced(source: VectorSource, reduction: Reduction, note: Callable[[str], No
     about = _about(source, reduction)
     found = read_points(path)
     if found is not None and _note_of(found) == about:
-        return found
+        return Reduced(points=found, origin="kept")
     n_rows = about["rows_shown"]
     first = ""
     if reduction.method == "umap":
         require_umap()
-        first = "; it is compiled first, which takes half a minute or more"
+        long = "some seconds" if compares_all(n_rows, reduction.metric) else "half a minute or more"
+        first = f"; it is compiled first, which takes {long}"
     note(f"Placing {n_rows:,} of {source.rows:,} rows by {reduction.method}{first}")
+    is_there = os.path.lexists(path)
     table = _reduce(source, reduction, n_rows)
     table = table.replace_schema_metadata({NOTE_KEY: json.dumps(about)})
     with atomic_path(path) as temp:
         pq.write_table(table, temp, compression="zstd")
-    return table
+    return Reduced(points=table, origin="replaced" if is_there else "new")
 
 
 def points_of(source: VectorSource, method: str) -> pa.Table | None:
@@ -221,7 +245,10 @@ def _neighbors(ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]) -
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise InputError(f"Unknown value: {option} {value}; known: {', '.join(known)}. Choose one.")
+        raise InputError(
+            f"Unknown value: {option} {value}; known: {', '.join(known)}."
+            f"{nearest(value, known) or ' Choose one.'}"
+        )
 
 
 def _within(option: str, value: float, limits: tuple[float, float]) -> None:
