@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,6 +62,10 @@ class FakeOpenAI:
         polls: looks at a batch before it is done.
         failing_looks: how many of the next looks at a batch or its files fail.
         batch_ends: what the next batches end as; completed where nothing is said.
+        model: what the answers call the model; what the request calls it where nothing is said.
+        deleted: files that were deleted, in order.
+        on_delete: called before each is.
+        failing_deletes: how many of the next deletions fail.
     """
 
     dim: int = 16
@@ -81,6 +85,10 @@ class FakeOpenAI:
     batch_ends: deque[str] = field(default_factory=deque)
     lose_batch_answer: bool = False
     failing_looks: int = 0
+    model: str | None = None
+    deleted: list[str] = field(default_factory=list)
+    on_delete: Callable[[], object] = lambda: None
+    failing_deletes: int = 0
     most_at_once: int = 0
     url: str = ""
     under_way: int = 0
@@ -109,7 +117,8 @@ class FakeOpenAI:
         ]
         n_tokens = sum(map(n_tokens_of, texts))
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        return 200, {"object": "list", "data": data, "model": body["model"], "usage": usage}
+        model = self.model or body["model"]
+        return 200, {"object": "list", "data": data, "model": model, "usage": usage}
 
     def make_batch(self, body: dict[str, Any]) -> dict[str, Any]:
         name = f"batch_{len(self.batches)}"
@@ -233,6 +242,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.fake.files[match[1]], {})
         else:
             self._json(404, {"error": {"message": f"no {path}"}})
+
+    def do_DELETE(self) -> None:
+        self.fake.paths.append(self.path)
+        name = self.path.removeprefix("/v1/files/")
+        if not self._may():
+            return
+        if self.fake.failing_deletes > 0:
+            self.fake.failing_deletes -= 1
+            self._json(500, {"error": {"message": "not now"}})
+        elif name not in self.fake.files or name in self.fake.deleted:
+            self._json(404, {"error": {"message": f"no {name}"}})
+        else:
+            self.fake.on_delete()
+            self.fake.deleted.append(name)
+            self._json(200, {"id": name, "object": "file", "deleted": True})
 
     def _may(self) -> bool:
         given = self.headers.get("api-key") or self.headers.get("Authorization", "")[7:]

@@ -17,7 +17,7 @@ from chatspace.hf_embed.spec import EmbedSpec
 from chatspace.spec.loading import spec_from_mapping
 
 
-def spec_of(name: str, **model: str) -> EmbedSpec:
+def spec_of(name: str, **model: str | int) -> EmbedSpec:
     values = {
         "kind": "embed",
         "name": "test",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,34 @@ def test_ask_when_told_to_come_back_at_once_backs_off_all_the_same() -> None:
     assert len(client.times) < 12
     gaps = [b - a for a, b in zip(client.times, client.times[1:], strict=False)]
     assert gaps[0] >= 0.25 and gaps[-1] > 8
+
+
+@pytest.mark.parametrize(("after_s", "n_attempts"), [(None, 2), (1.0, 2), (30.0, 1)])
+def test_ask_while_a_person_waits_tries_once_more_and_waits_for_nothing_long(
+    after_s: float | None, n_attempts: int
+) -> None:
+    clock = Clock()
+    client = Refusing(clock, after_s=after_s)
+    asker = replace(asker_of(clock, client, give_up_s=5, requests_per_min=1), is_awaited=True)
+    with pytest.raises(UnfitEnvironmentError, match=rf"No answer: tiny; {n_attempts} attempts"):
+        asker.ask(["a"], 1)
+    assert len(client.times) == n_attempts and clock.now_s < 3
+
+
+def test_ask_while_a_person_waits_is_not_repeated_after_a_long_silence() -> None:
+    clock = Clock()
+
+    class Silent(Refusing):
+        def embed(self, *_: Any) -> tuple[Any, Mapping[str, str]]:
+            self.times.append(self.clock())
+            self.clock.now_s += 10
+            raise AgainError("no answer within 10 s")
+
+    client = Silent(clock, None)
+    asker = replace(asker_of(clock, client, give_up_s=5), is_awaited=True)
+    with pytest.raises(UnfitEnvironmentError, match=r"the last: no answer within 10 s\. Look at"):
+        asker.ask(["a"], 1)
+    assert client.times == [0]
 
 
 def test_patiently_waits_as_asked_where_no_limiter_lets_it_through() -> None:

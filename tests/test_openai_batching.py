@@ -150,6 +150,48 @@ def test_batch_run_outlives_looks_that_fail(server: FakeOpenAI, tmp_path: Path) 
     assert runtime_of(plan)["n_retries"] == 3
 
 
+def test_files_are_deleted_at_the_endpoint_once_their_shard_is_there(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.limit = 20  # a batch with rows that are too long gives a file of errors, too
+    plan = plan_of(
+        tmp_path, server, dataset=long_rows(tmp_path), requests={**BATCH, "max_batches": 1}
+    )
+    shards = Path(plan.workspace) / plan.splits[0].output_dir
+    there: list[int] = []
+    server.on_delete = lambda: there.append(len(list(shards.glob("shard-*.parquet"))))
+    run_here(plan)
+    assert there == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert sorted(server.deleted) == sorted(server.files)
+    assert request_files(plan) == []
+
+
+def test_files_that_cannot_be_deleted_are_told_and_lose_nothing(
+    server: FakeOpenAI, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.failing_deletes = 2
+    plan = plan_of(tmp_path, server, requests={**BATCH, "max_batches": 1})
+    run_here(plan)
+    check_vectors(plan)
+    said = [text for text in caplog.messages if text.startswith("file is left at the endpoint")]
+    assert said == [f"file is left at the endpoint id=file-{i}: 500 not now" for i in range(2)]
+    assert len(server.deleted) == len(server.files) - 2
+
+
+def test_files_of_a_shard_whose_task_was_killed_after_it_are_deleted_by_the_next(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.batch_ends.extend(["completed", "cancelled"])
+    plan = plan_of(tmp_path, server, requests={**BATCH, "max_batches": 1})
+    with pytest.raises(UnfitEnvironmentError):
+        run_here(plan)
+    left = server.keep_file(b"texts of the first shard")
+    ledger_path(plan).with_name("shard-00000.files").write_text(f"{left}\n")
+    run_here(plan)
+    assert sorted(server.deleted) == sorted(server.files)
+    assert request_files(plan) == []
+
+
 @pytest.mark.parametrize("end", ["expired", "failed:token_limit_exceeded"])
 def test_what_a_batch_left_undone_goes_into_another(
     server: FakeOpenAI, tmp_path: Path, end: str

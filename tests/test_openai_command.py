@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,15 +82,59 @@ def test_dry_run_that_may_ask_sends_one_request(embed_dataset: Command, server: 
     assert "one request was sent" in said
 
 
+def test_dry_run_that_may_ask_gives_up_soon_where_nobody_answers(embed_dataset: Command) -> None:
+    began_s = time.monotonic()
+    dead = ["--set", "model.base_url=http://127.0.0.1:9/v1"]
+    code, said, errors = embed_dataset("s.yaml", "--ask-endpoint", *dead)
+    assert (code, said) == (4, "")
+    assert re.fullmatch(
+        r"chatspace: No answer: tiny; 2 attempts .* failed: .* Look at .*\n", errors
+    )
+    assert time.monotonic() - began_s < 15
+
+
+@pytest.mark.parametrize("command", ["embed-dataset", "run"])
+def test_missing_key_is_one_line_before_anything_is_written(
+    embed_dataset: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    url = ["--set", "model.base_url=https://api.openai.com/v1"]
+    allowed = {"embed-dataset": ["--execute"], "run": ["--set", "spending.execute=true"]}
+    code, said, errors = embed_dataset("s.yaml", *url, *allowed[command], command=command)
+    assert (code, said) == (4, "")
+    assert re.fullmatch(r"chatspace: No key: OPENAI_API_KEY is not set, .*\n", errors)
+    assert not (tmp_path / "ws").exists()
+    code, said, _ = embed_dataset("s.yaml", *url, *allowed["run"], command="setup")
+    assert code == 0
+    assert "note     a task that is submitted from here would fail. No key: OPENAI_API_KEY" in said
+
+
+def test_failure_of_a_task_is_told_once(
+    embed_dataset: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another-0123456789abcdef")
+    code, said, errors = embed_dataset("s.yaml", "--execute", "--set", "slices.count=2")
+    assert code == 4
+    assert (said + errors).count("Key refused") == 1
+    assert "slice train 0 failed\nslice train 1 failed\n" in said
+    assert errors.startswith("chatspace: Slice failed: train 0 exit code 4: Key refused: ")
+    assert errors.endswith(" (1 more slice failed)\n")
+    assert "UnfitEnvironmentError" not in said + errors
+
+
 def test_execute_runs_gathers_and_then_has_nothing_left(
     embed_dataset: Command, server: FakeOpenAI, tmp_path: Path
 ) -> None:
     code, said, errors = embed_dataset("s.yaml", "--execute")
     assert code == 0, errors
     assert "60 rows, every one accounted for" in said
+    assert "padding" not in said  # what an endpoint pads is its own affair
+    stages = [line.split()[0] for line in said.splitlines() if " s busy, " in line]
+    assert stages == ["loader", "requests", "writer"]
     assert server.n_requests == N_ROWS // 5
-    code, said, _ = embed_dataset("s.yaml")
+    code, said, _ = embed_dataset("s.yaml", "--ask-endpoint")
     assert "0 of 60, the others are done" in said
+    assert "dry run: nothing was sent" in said
     code, said, _ = embed_dataset("s.yaml", "--execute")
     assert code == 0
     assert "nothing to embed" in said

@@ -37,11 +37,13 @@ class _Asked:
 
 
 def embed_dataset(context: typer.Context) -> None:
-    """Embed through an OpenAI-compatible endpoint; a dry run without --execute."""
+    """Embed through OpenAI's API; a dry run without --execute."""
     asked = _asked(context.args)
     if not asked.spec.spending.execute:
         _dry_run(asked, context.args)
         return
+    # Before anything is planned, which may take long.
+    KINDS[KIND].readiness()(KINDS[KIND].resolve_model()(asked.spec))
     done = set_up_spec(asked.spec, asked.path, list(asked.overrides), None)
     show_summary(done.plan, *run_here(done, asked.workers))
 
@@ -102,11 +104,9 @@ def _dry_run(asked: _Asked, words: Sequence[str]) -> None:
     """Says what the run would take; writes nothing of it."""
     from chatspace.jobs.setup import plan_run
 
-    spending = asked.spec.spending
     # Planned as if it were allowed: the plan is looked at and not written.
-    allowed = spending.model_copy(update={"execute": True})
+    allowed = asked.spec.spending.model_copy(update={"execute": True})
     spec = asked.spec.model_copy(update={"spending": allowed})
     plan = plan_run(spec, spec_path=asked.path, note=say)
     say("\n".join(KINDS[KIND].dry_run()(plan)))
-    sent = "one request was sent" if spending.ask_endpoint else "nothing was sent"
-    say(f"\nThis was a dry run: {sent}. To run it:\n  {COMMAND} {shlex.join(words)} --execute")
+    say(f"To run it:\n  {COMMAND} {shlex.join(words)} --execute")

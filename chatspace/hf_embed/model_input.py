@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Transformer
 
 from chatspace.errors import ModelError
 from chatspace.hf_embed.bucketing import padded
+from chatspace.hf_embed.room import no_room, too_many_tokens
 from chatspace.hf_embed.spec import ModelSection
 from chatspace.hf_embed.tokens import (
     FastTokenizer,
@@ -71,11 +72,7 @@ def set_limit(model: Any, section: ModelSection) -> int:
     if max_tokens is None:
         limit = int(own)
     elif max_tokens > positions:
-        key = "model.chunk_tokens" if section.chunk_tokens else "model.max_tokens"
-        raise ModelError(
-            f"Too many tokens: {key}={max_tokens}; the model has {positions} positions. "
-            f"Set {key} to {positions} or less, or leave it out."
-        )
+        raise too_many_tokens(section, positions)
     else:
         limit = max_tokens
     if limit < NO_LIMIT:
@@ -122,11 +119,7 @@ def choose_tokenizer(model: Any, prompt: str, limit: int, notes: list[str]) -> R
     if fast is not None:
         room = fast.room - (fast.count("") - fast.n_special)
         if room < 1:
-            raise ModelError(
-                f"No room for text: the limit is {limit} tokens; prompt and special tokens take "
-                f"{limit - room}. Raise model.max_tokens, or model.chunk_tokens, or shorten the "
-                f"prompt."
-            )
+            raise no_room(limit, limit - room)
         if _agrees(fast, library, prompt, limit):
             return fast
     notes.append(

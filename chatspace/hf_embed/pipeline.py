@@ -19,10 +19,9 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from chatspace.errors import InputError, ModelError
+from chatspace.errors import InputError
 from chatspace.hf_embed.bucketing import Batch, IntArray
 from chatspace.hf_embed.chunking import ChunkedRows, Chunker, document_vectors
 from chatspace.hf_embed.encoder import Encoder, FloatArray
@@ -34,6 +33,7 @@ from chatspace.plan.work import Commit, StopRequest
 from chatspace.shards.chunks import with_chunks
 from chatspace.shards.records import ShardSpan
 from chatspace.shards.table import Vectors
+from chatspace.shards.vectors import finite_floats
 
 WRITE_AHEAD_SHARDS = 1
 LEAVE_S = 5.0  # how long an ending slice waits for a stage that is in the middle of something
@@ -283,13 +283,7 @@ class Pipeline:
             self.flow.moved()
 
     def _write_shard(self, shard: _Shard) -> None:
-        vectors: Vectors = shard.vectors
-        if self.settings.dtype == "float16":
-            with np.errstate(
-                over="ignore"
-            ):  # what does not fit becomes infinite and is refused below
-                vectors = vectors.astype(np.float16)
-        _check_finite(vectors, shard.rows.row_index, self.settings.dtype)
+        vectors = finite_floats(shard.vectors, self.settings.dtype, shard.rows.row_index)
         self.commit(
             shard.span,
             self._table(shard, vectors),
@@ -311,18 +305,4 @@ class Pipeline:
             char_start=rows.char_start,
             char_stop=rows.char_stop,
             documents=documents,
-        )
-
-
-def _check_finite(vectors: Vectors, row_index: npt.NDArray[np.int64], dtype: str) -> None:
-    """Raises unless all numbers are finite.
-
-    Raises:
-        ModelError: a vector has an infinite value or one that is no number.
-    """
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ModelError(
-            f"Vector is not finite: row_index={row_index[bad[0]]}; {len(bad)} rows of this shard, "
-            f"as {dtype}. Try model.dtype: float32 and output.dtype: float32, and look at the row."
         )

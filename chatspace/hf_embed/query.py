@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from chatspace.errors import InputError
 from chatspace.hf_embed.resolve import fingerprint_files, local_folder
 from chatspace.hf_embed.spec import EncodeSection
 from chatspace.hf_embed.work import pinned_model, prepare_process
@@ -25,19 +24,15 @@ def embed_queries(
 
     Args:
         plan: the run.
-        texts: not empty.
+        texts: none of them empty.
         prompt_name: the model's prompt that is put before them [what the run put before its rows].
 
     Returns:
         Vectors, (n_texts, dim), float32; notes, a line each.
 
     Raises:
-        InputError: a text is empty.
         ModelError: the model cannot be loaded, or has no such prompt.
     """
-    empty = [text for text in texts if not text.strip()]
-    if empty:
-        raise InputError(f"Nothing to search for: text={empty[0]!r}. Write some words.")
     prepare_process(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     from chatspace.hf_embed.loading import load_encoder
     from chatspace.hf_embed.truncation import truncate

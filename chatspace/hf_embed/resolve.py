@@ -10,6 +10,7 @@ from typing import Any
 from chatspace.atomic import read_json_object
 from chatspace.errors import ModelError
 from chatspace.hf_embed.hub import ask_hub, cached_snapshot, staged_snapshot
+from chatspace.hf_embed.room import refuse_impossible_limit
 from chatspace.hf_embed.spec import EmbedSpec
 from chatspace.layout import Layout, find_workspace, path_component
 from chatspace.spec.cluster import resolve_cluster
@@ -31,7 +32,8 @@ def resolve_model(spec: EmbedSpec) -> dict[str, Any]:
 
     Raises:
         ModelError: a local folder that is not there or holds no model, a name or revision that the
-            hub does not know, or vectors shorter than what is to be kept of them.
+            hub does not know, vectors shorter than what is to be kept of them, or a limit in tokens
+            that the model's files rule out.
     """
     found = _resolved(spec)
     refuse_too_long_cut(spec.output.truncate_dim, found.get("embedding_dim"))
@@ -63,6 +65,7 @@ def _resolved(spec: EmbedSpec) -> dict[str, Any]:
             f"Name a folder with a saved model, or a model on the hub such as "
             f"sentence-transformers/all-MiniLM-L6-v2."
         )
+    refuse_impossible_limit(spec.model, folder)
     return {
         "name": name,
         "label": path_component((folder.resolve() if folder.name == ".." else folder).name),
@@ -78,6 +81,8 @@ def _hub_model(spec: EmbedSpec) -> dict[str, Any]:
     staged = staged_snapshot(name, asked, Layout(workspace).hub_cache(cluster.hf_home))
     # The cache that tasks will have, which may be another than that of the person who plans.
     snapshot = staged or cached_snapshot(name, asked, cluster.hf_home)
+    if snapshot:
+        refuse_impossible_limit(spec.model, snapshot)
     commit = snapshot.name if snapshot else ask_hub(name, asked).commit
     revision = commit or asked
     return {

@@ -22,6 +22,7 @@ from chatspace.data.fetch import (
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed.hub import ask_hub, candidates, quiet
 from chatspace.hf_embed.resolve import local_folder, resolve_model
+from chatspace.hf_embed.room import refuse_impossible_limit
 from chatspace.hf_embed.spec import EmbedSpec
 
 # Weights of other frameworks and runtimes, and pictures: no encoder here is loaded from them.
@@ -51,7 +52,8 @@ def stage_model(spec: EmbedSpec, cache: Path, report: Report) -> list[Fetched]:
         The model's repository, then those that its configuration names: code, a base model.
 
     Raises:
-        ModelError: there is no such model, or a file's checksum is never right.
+        ModelError: there is no such model, a file's checksum is never right, or the model cannot
+            have the spec's limit in tokens.
         UnfitEnvironmentError: something is missing and the hub is out of reach.
         OutputError: the cache cannot be written, or the disk is too small.
     """
@@ -68,6 +70,7 @@ def stage_model(spec: EmbedSpec, cache: Path, report: Report) -> list[Fetched]:
         raise _out_of_reach(f"model.name={name}")
     ref = revision or "main"
     first = _fetch(name, commit, cache, report=report, ref=ref)
+    refuse_impossible_limit(spec.model, first.folder)
     return [first, *_named_by(first.folder, spec.model.trust_remote_code, cache, report)]
 
 

@@ -25,10 +25,12 @@ class Answer:
     Attributes:
         vectors: (n_inputs, dim) float32, in the order of the inputs.
         n_tokens: tokens that the endpoint counted and charges, None where it does not say.
+        model: whose vectors the endpoint says they are, None where it does not say.
     """
 
     vectors: FloatArray
     n_tokens: int | None
+    model: str | None = None
 
 
 def read_answer(body: Any, n_inputs: int, dim: int | None) -> Answer:
@@ -62,7 +64,12 @@ def read_answer(body: Any, n_inputs: int, dim: int | None) -> Answer:
     matrix = np.stack(vectors)  # (n_inputs, dim)
     if not np.isfinite(matrix).all():
         raise BadAnswerError("a vector has a number that is not finite")
-    return Answer(vectors=matrix, n_tokens=_n_tokens(body))
+    model = body.get("model")
+    return Answer(
+        vectors=matrix,
+        n_tokens=_n_tokens(body),
+        model=model if isinstance(model, str) and model else None,
+    )
 
 
 _EMPTY: FloatArray = np.empty(0, np.float32)

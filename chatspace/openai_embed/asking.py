@@ -15,6 +15,7 @@ from chatspace.openai_embed.answers import Answer, BadAnswerError, read_answer
 from chatspace.openai_embed.client import AgainError, TooLongError
 from chatspace.openai_embed.journal import Record
 from chatspace.openai_embed.limits import RateLimiter
+from chatspace.openai_embed.served import Served, refuse_other
 from chatspace.openai_embed.tokens import Counts, TokenCounter
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,10 @@ class Asker:
         dimensions: what is asked for, None for the model's own.
         dim: length that vectors must have; set by the first answer where it is not known.
         on_too_long: what happens to rows that the endpoint finds too long.
+        is_awaited: a person waits for the answer: it is tried once more at most, and what would
+            take longer than `give_up_s` is not waited for.
+        earlier: what earlier executions of the run were served, None where nothing is known.
+        keep: is told what this one is served, before the answer is used.
     """
 
     client: Embeds
@@ -108,8 +113,18 @@ class Asker:
     dim: int | None
     on_too_long: str
     give_up_s: float
+    is_awaited: bool = False
+    earlier: Served | None = None
+    keep: Callable[[Served], None] = lambda _: None
     tally: Tally = field(default_factory=Tally)
     first_backoff_s: float = FIRST_BACKOFF_S
+    _served: Served | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def served_model(self) -> str | None:
+        """Name that the endpoint gives the model, None where it gave none yet."""
+        return self._served.model if self._served else None
 
     def records(self, inputs: Inputs, row_index: Sequence[int]) -> Iterator[Record]:
         """Yields the answers for a group of inputs, each as soon as it is there.
@@ -138,7 +153,7 @@ class Asker:
 
         Raises:
             TooLongError: the endpoint refuses them for their length.
-            ModelError: it keeps giving wrong answers.
+            ModelError: it keeps giving wrong answers, or those of another model than before.
             UnfitEnvironmentError: it does not answer for too long.
             Halted: the task ends.
         """
@@ -147,15 +162,33 @@ class Asker:
             self.tally.add(requests=1)
             body, headers = self.client.embed(self.name, texts, self.dimensions)
             self.limiter.observe(headers)
-            answer = read_answer(body, len(texts), self.dim)
-            found = answer.vectors.shape[1]
-            self.dim = self.dim or found
-            if found != self.dim:  # two first answers at once
-                raise BadAnswerError(f"vectors of {found} numbers where {self.dim} are due")
+            answer = self.read(body, len(texts))
             self.tally.add(n_tokens=n_tokens if answer.n_tokens is None else answer.n_tokens)
             return answer
 
-        return self.patiently(attempt, lambda: self.limiter.acquire(n_tokens))
+        # A single question finds out by itself whether the account's limits let it through.
+        before = None if self.is_awaited else lambda: self.limiter.acquire(n_tokens)
+        return self.patiently(attempt, before)
+
+    def read(self, body: Any, n_inputs: int) -> Answer:
+        """Returns the vectors of an answer, which are of the model that the run began with.
+
+        Raises:
+            BadAnswerError: it is not what was asked for; asking again may help.
+            ModelError: it is of another model than earlier executions of the run had.
+        """
+        answer = read_answer(body, n_inputs, None if self.earlier else self.dim)
+        found = Served(model=answer.model, dim=answer.vectors.shape[1])
+        if self.earlier is not None:
+            refuse_other(self.earlier, found, self.name)
+        with self._lock:  # two first answers may come at once
+            if self._served is None:
+                self.keep(found)
+            self._served, self.dim = self._served or found, self.dim or found.dim
+        # Several models behind one address.
+        if found.dim != self.dim or not found.is_like(self._served):
+            raise BadAnswerError(f"vectors of {found} where those of {self._served} are due")
+        return answer
 
     def patiently(
         self, attempt: Callable[[], Result], before: Callable[[], None] | None = None
@@ -188,17 +221,27 @@ class Asker:
                 wait_s, why = None, f"wrong answer: {error}"
             except AgainError as error:
                 wait_s, why = error.after_s, str(error)
-                if error.is_limit:
-                    self.tally.add(limited=1)
-            failing_s += self.limiter.clock() - began_s if n_tries else 0.0  # from the first one on
+                self.tally.add(limited=int(error.is_limit))
+            # From the first one on; where a person waits, with it.
+            failing_s += self.limiter.clock() - began_s if n_tries or self.is_awaited else 0.0
             doublings = min(n_tries, _MOST_DOUBLINGS)
             n_tries += 1
-            if failing_s > self.give_up_s:
+            if failing_s > self.give_up_s or self._is_long_enough(n_tries, wait_s):
                 raise self._no_answer(n_tries, failing_s, why)
             backoff_s = min(MOST_BACKOFF_S, self.first_backoff_s * 2**doublings)
             failing_s += self._wait(wait_s, backoff_s, why)
 
+    def _is_long_enough(self, n_tries: int, wait_s: float | None) -> bool:
+        """Returns whether a person who waits should hear now that there is no answer."""
+        return self.is_awaited and (n_tries > 1 or (wait_s or 0) > self.give_up_s)
+
     def _no_answer(self, n_tries: int, failing_s: float, why: str) -> UnfitEnvironmentError:
+        why = why.rstrip(".")
+        if self.is_awaited:
+            return UnfitEnvironmentError(
+                f"No answer: {self.name}; {n_tries} attempts in {failing_s:.1f} s, the last: "
+                f"{why}. Look at the endpoint and model.base_url, or raise requests.timeout_s."
+            )
         return UnfitEnvironmentError(
             f"No answer: {self.name}; {n_tries} attempts in {failing_s / 60:.1f} min, the last: "
             f"{why}. Finished answers are kept; look at the endpoint, then run it again."
@@ -214,7 +257,8 @@ class Asker:
         if asked_s is not None:
             self.limiter.hold(asked_s)  # it is the account that has to wait, not this request alone
             pause_s = max(pause_s, asked_s)
-        log.warning("again in %.1f s: %s", pause_s, why)
+        level = logging.INFO if self.is_awaited else logging.WARNING
+        log.log(level, "again in %.1f s: %s", pause_s, why)
         self.limiter.pause(pause_s)
         return pause_s - (asked_s or 0.0)
 

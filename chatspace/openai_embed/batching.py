@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
-from chatspace.openai_embed.answers import BadAnswerError, read_answer
-from chatspace.openai_embed.asking import Asker
+from chatspace.openai_embed.answers import BadAnswerError
 from chatspace.openai_embed.client import Client, is_too_long, request_body
-from chatspace.openai_embed.direct import TICK_S, Counters
 from chatspace.openai_embed.grouping import group
 from chatspace.openai_embed.journal import Record
 from chatspace.openai_embed.ledger import TOKEN, Ledger, new_ledger, read_ledger, write_ledger
 from chatspace.openai_embed.limits import Halted
-from chatspace.openai_embed.shard import LEDGER, Opener, Shard, unknown_length
-from chatspace.openai_embed.spec import RequestsSection
-from chatspace.plan.work import SliceWork
+from chatspace.openai_embed.shard import FILES, LEDGER, Shard, unknown_length
+from chatspace.openai_embed.slice_run import TICK_S, SliceRun
+from chatspace.openai_embed.uploads import note_files
 from chatspace.shards.records import ShardSpan
 
 log = logging.getLogger(__name__)
@@ -42,24 +40,12 @@ _FULL_QUEUE = "token_limit_exceeded"
 
 
 @dataclass(slots=True, kw_only=True)
-class BatchRun:
-    """One execution of a slice in mode batch.
+class BatchRun(SliceRun):
+    """One execution of a slice in mode batch."""
 
-    Attributes:
-        is_done: whether every shard that was this execution's is committed.
-    """
-
-    work: SliceWork
-    opener: Opener
-    asker: Asker
-    requests: RequestsSection
     client: Client
-    counters: Counters = field(default_factory=Counters)
-    is_done: bool = False
     _batches: dict[int, tuple[ShardSpan, Ledger]] = field(default_factory=dict)
     _again: deque[tuple[ShardSpan, int]] = field(default_factory=deque)
-    # Shards without a vector, until the length is known that theirs would have.
-    _held: deque[ShardSpan] = field(default_factory=deque)
     _room: int = 0
 
     def run(self) -> None:
@@ -101,7 +87,7 @@ class BatchRun:
         try:
             self.asker.limiter.pause(self.requests.poll_s)
         finally:
-            self.counters.stages["encoder"].idle_s += time.perf_counter() - start
+            self.counters.stages["requests"].idle_s += time.perf_counter() - start
 
     def _fill(self, spans: Iterator[ShardSpan]) -> None:
         """Makes batches of further shards while there is room for them."""
@@ -135,7 +121,9 @@ class BatchRun:
         self._batches[span.index] = (span, ledger)
 
     def _open(self, span: ShardSpan) -> Shard:
+        start = time.perf_counter()
         shard = self.opener.open(span, self.asker.dim)
+        self.counters.stages["loader"].busy_s += time.perf_counter() - start
         self.asker.dim = self.asker.dim or shard.journal.answers.dim
         return shard
 
@@ -152,6 +140,7 @@ class BatchRun:
                     return found
             if file_id is None:
                 file_id = self.client.upload(self._content(shard, ledger))
+                note_files(self.opener.path(shard.span, FILES), [file_id])
             may_be_there = True  # from here on an answer may be lost
             self.asker.tally.add(requests=1)
             return self.client.create_batch(file_id, self._metadata(shard, ledger))
@@ -191,12 +180,14 @@ class BatchRun:
         start = time.perf_counter()
         self._finish(span, ledger, batch)
         del self._batches[index]
-        self.counters.stages["encoder"].busy_s += time.perf_counter() - start
+        self.counters.stages["requests"].busy_s += time.perf_counter() - start
         return True
 
     def _finish(self, span: ShardSpan, ledger: Ledger, batch: Any) -> None:
         shard = self._open(span)
         refused: list[tuple[int, ...]] = []
+        files = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
+        note_files(self.opener.path(span, FILES), files)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = self.asker.patiently(partial(self.client.download, str(file_id)))
             refused += self._keep(shard, ledger, content)
@@ -238,11 +229,10 @@ class BatchRun:
         if shard.journal.answers.is_known[list(rows)].all():
             return  # fetched before, by an execution that was killed then
         try:
-            answer = read_answer(body, len(rows), self.asker.dim)
+            answer = self.asker.read(body, len(rows))
         except BadAnswerError as error:
             log.warning("wrong answer in a batch: %s", error)
             return
-        self.asker.dim = self.asker.dim or answer.vectors.shape[1]
         cut = sorted(set(ledger.cut) & set(rows))
         n_tokens = answer.n_tokens or 0
         record = Record(rows=rows, vectors=answer.vectors, cut=cut, n_tokens=n_tokens)
@@ -280,16 +270,9 @@ class BatchRun:
         self._again.append((span, ledger.attempt + 1))
 
     def _commit(self, shard: Shard) -> None:
-        if not shard.has_length(self.asker.dim):
-            shard.journal.close()
-            self._held.append(shard.span)
-            return
-        start = time.perf_counter()
-        self.opener.commit(shard, self.asker.dim)
-        self._path(shard.span).unlink(missing_ok=True)
-        self.counters.add(rows=shard.span.n_rows)
-        self.counters.n_tokens_done += shard.journal.answers.n_tokens
-        self.counters.stages["writer"].busy_s += time.perf_counter() - start
+        if self._write(shard):
+            self._path(shard.span).unlink(missing_ok=True)
+            self.counters.add(rows=shard.span.n_rows)
 
     def _path(self, span: ShardSpan) -> Path:
         return self.opener.path(span, LEDGER)

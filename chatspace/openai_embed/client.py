@@ -26,6 +26,8 @@ _TOO_LONG = re.compile(
     r"|less than \d+ tokens|maximum allowed batch size",
     re.IGNORECASE,
 )
+CONNECT_TIMEOUT_S = 10.0
+DELETE_TIMEOUT_S = 10.0
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
@@ -57,16 +59,16 @@ class Client:
         try:
             import openai
         except ImportError:
-            raise UnfitEnvironmentError(
-                "Not installed: openai; this kind of run needs it. "
-                "Run `pip install 'chatspace[openai]'`."
-            ) from None
+            raise not_installed() from None
         # It tells of every request, and a log has room for other things.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         self._endpoint, self._key, self._errors = endpoint, key, openai
         settings: dict[str, Any] = {
-            "api_key": key, "max_retries": 0, "timeout": endpoint.timeout_s,
+            "api_key": key, "max_retries": 0,
+            "timeout": openai.Timeout(
+                endpoint.timeout_s, connect=min(endpoint.timeout_s, CONNECT_TIMEOUT_S)
+            ),
         }  # fmt: skip
         self._client: Any
         if endpoint.provider == "azure":
@@ -106,6 +108,15 @@ class Client:
     def download(self, file_id: str) -> bytes:
         """Returns the content of a file."""
         return bytes(self.guarded(lambda: self._client.files.content(file_id).content))
+
+    def delete(self, file_id: str) -> None:
+        """Deletes a file at the endpoint.
+
+        Raises:
+            AgainError: it may work later.
+            ChatspaceError: it will never work.
+        """
+        self.guarded(lambda: self._client.files.delete(file_id, timeout=DELETE_TIMEOUT_S))
 
     def create_batch(self, file_id: str, metadata: dict[str, str]) -> Any:
         """Starts a batch; returns it."""
@@ -154,7 +165,8 @@ class Client:
             raise AgainError(f"no answer within {self._endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             reason = redacted(str(error.__cause__ or error), self._key)
-            raise AgainError(f"connection failed: {reason}") from None
+            url = self._endpoint.base_url
+            raise AgainError(f"connection to {url} failed: {reason}") from None
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
         except openai.OpenAIError as error:
@@ -188,6 +200,13 @@ class Client:
                 f"Not there: {url} answers 404: {said}. Check model.name and model.base_url."
             )
         return InputError(f"Request refused: {url} answers {status}: {said}. Change what it names.")
+
+
+def not_installed() -> UnfitEnvironmentError:
+    """Returns the error for a machine without the official client."""
+    return UnfitEnvironmentError(
+        "Not installed: openai; this kind of run needs it. Run `pip install 'chatspace[openai]'`."
+    )
 
 
 def is_too_long(said: str, code: str = "", param: str | None = None) -> bool:

@@ -8,9 +8,7 @@ and their vectors. While the last requests of a shard are under way, those of th
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -18,68 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatspace.errors import InputError
-from chatspace.openai_embed.asking import Asker, Inputs
+from chatspace.openai_embed.asking import Inputs
 from chatspace.openai_embed.grouping import group
 from chatspace.openai_embed.limits import Halted
-from chatspace.openai_embed.shard import LEDGER, Opener, Shard, unknown_length
-from chatspace.openai_embed.spec import RequestsSection
-from chatspace.plan.work import Progress, SliceWork, StageTimes
+from chatspace.openai_embed.shard import LEDGER, Shard, unknown_length
+from chatspace.openai_embed.slice_run import TICK_S, SliceRun
 from chatspace.shards.records import ShardSpan
 
 AHEAD_SHARDS = 2
-TICK_S = 0.25
 FINISH_S = 30.0  # how long a slice that fails waits for answers that are charged anyway
 
 
 @dataclass(slots=True, kw_only=True)
-class Counters:
-    """How far a slice is; several threads add to it.
+class DirectRun(SliceRun):
+    """One execution of a slice in mode direct."""
 
-    Attributes:
-        rows: input rows dealt with.
-        n_tokens: tokens of answers that came.
-        n_tokens_done: tokens of committed shards, also those answered by an earlier execution.
-    """
-
-    rows: int = 0
-    n_tokens: int = 0
-    n_tokens_done: int = 0
-    stages: dict[str, StageTimes] = field(
-        default_factory=lambda: {name: StageTimes() for name in ("loader", "encoder", "writer")}
-    )
-
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, *, rows: int = 0, n_tokens: int = 0) -> None:
-        """Counts rows and tokens of an answer."""
-        with self._lock:
-            self.rows += rows
-            self.n_tokens += n_tokens
-
-    def report(self, work: SliceWork, stage: str = "embedding") -> None:
-        """Tells the task how far the slice is."""
-        n_tokens = self.n_tokens
-        work.report(
-            Progress(rows=self.rows, n_tokens=n_tokens, n_padded_tokens=n_tokens, stage=stage)
-        )
-
-
-@dataclass(slots=True, kw_only=True)
-class DirectRun:
-    """One execution of a slice in mode direct.
-
-    Attributes:
-        is_done: whether every shard that was this execution's is committed.
-    """
-
-    work: SliceWork
-    opener: Opener
-    asker: Asker
-    requests: RequestsSection
-    counters: Counters = field(default_factory=Counters)
-    is_done: bool = False
-    # Shards without a vector, until the length is known that theirs would have.
-    _held: deque[ShardSpan] = field(default_factory=deque)
     _shards: dict[int, Shard] = field(default_factory=dict)
     _requests: dict[Future[None], Shard] = field(default_factory=dict)
     _opening: Future[Shard] | None = None
@@ -153,7 +104,7 @@ class DirectRun:
         if self._opening is not None:
             waited.add(self._opening)
         wait(waited, timeout=TICK_S, return_when=FIRST_COMPLETED)
-        times = self.counters.stages["encoder"]
+        times = self.counters.stages["requests"]
         if self._requests:
             times.busy_s += time.perf_counter() - start
         else:
@@ -197,17 +148,9 @@ class DirectRun:
                 self._commit(shard)
 
     def _commit(self, shard: Shard) -> None:
-        start = time.perf_counter()
-        if not shard.has_length(self.asker.dim):
-            del self._shards[shard.span.index]
-            shard.journal.close()
-            self._held.append(shard.span)
+        if not self._write(shard):
             self.counters.add(rows=-shard.span.n_rows)  # they count when it is read again
-            return
-        self.opener.commit(shard, self.asker.dim)
-        self.counters.n_tokens_done += shard.journal.answers.n_tokens
         del self._shards[shard.span.index]
-        self.counters.stages["writer"].busy_s += time.perf_counter() - start
 
     def _finish_under_way(self, grace_s: float) -> None:
         """Waits for the requests that were sent, which are charged anyway; starts no other."""

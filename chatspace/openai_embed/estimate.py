@@ -26,7 +26,6 @@ from chatspace.shards.store import shard_indexes
 
 BLOCK_ROWS = 50
 ASKED_ROWS = 32
-ASK_S = 60.0
 MINUTE_S = 60
 
 
@@ -73,19 +72,28 @@ class _Sample:
 def dry_run(plan: Plan) -> list[str]:
     """Returns what a planned run has left to do and what that takes, as lines of text.
 
-    Nothing is sent unless the spec says `spending.ask_endpoint`: then one request of a few rows.
+    Nothing is sent unless the spec says `spending.ask_endpoint` and rows are left: then one request
+    of a few of them. The last line says whether it was.
+
+    Raises:
+        UnfitEnvironmentError: there is no key, or the endpoint does not answer soon.
     """
+    estimate = _estimate(plan)
+    sent = "one request was sent" if estimate.asked else "nothing was sent"
+    return [*estimate_lines(plan, estimate), "", f"This was a dry run: {sent}."]
+
+
+def _estimate(plan: Plan) -> Estimate:
     model = ModelSection.model_validate(plan.spec["model"])
     counter = make_counter(model, plan.model["name"])
-    if not SpendingSection.model_validate(plan.spec["spending"]).ask_endpoint:
-        return estimate_lines(plan, estimate_run(plan, counter, max_tokens=model.max_tokens))
+    may_ask = SpendingSection.model_validate(plan.spec["spending"]).ask_endpoint
+    if not may_ask or not any(_missing(plan, split) for split in plan.splits):
+        return estimate_run(plan, counter, max_tokens=model.max_tokens)
     session = open_session(plan, None)
-    asker = replace(session.asker, give_up_s=ASK_S)
     try:
-        estimate = estimate_run(plan, counter, max_tokens=model.max_tokens, asker=asker)
+        return estimate_run(plan, counter, max_tokens=model.max_tokens, asker=session.asker)
     finally:
         session.client.close()
-    return estimate_lines(plan, estimate)
 
 
 def estimate_run(

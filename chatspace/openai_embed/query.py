@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
 
 from chatspace.errors import InputError, ModelError
 from chatspace.openai_embed.answers import FloatArray
 from chatspace.openai_embed.client import TooLongError
-from chatspace.openai_embed.shard import stored
+from chatspace.openai_embed.shard import cut
 from chatspace.openai_embed.work import open_session
 from chatspace.plan.model import Plan
 from chatspace.spec.output import OutputSection
-
-GIVE_UP_S = 60.0
 
 
 def embed_queries(
@@ -25,27 +20,24 @@ def embed_queries(
 
     Args:
         plan: the run.
-        texts: not empty.
+        texts: none of them empty.
         prompt_name: must be None: an endpoint has no prompts.
 
     Returns:
         Vectors, (n_texts, dim), float32; notes, a line each.
 
     Raises:
-        InputError: a text is empty or too long.
+        InputError: a text is too long.
         ModelError: a prompt is asked for.
         UnfitEnvironmentError: there is no key, or the endpoint does not answer.
     """
-    empty = [text for text in texts if not text.strip()]
-    if empty:
-        raise InputError(f"Nothing to search for: text={empty[0]!r}. Write some words.")
     if prompt_name is not None:
         raise ModelError(
             f"Unknown prompt: {prompt_name}; {plan.model['name']} is behind an endpoint and has "
             "none. Write the prompt before the text."
         )
     session = open_session(plan, None)
-    asker = replace(session.asker, give_up_s=GIVE_UP_S)
+    asker = session.asker
     try:
         answer = asker.ask(texts, int(asker.counter.count(texts).sum()))
     except TooLongError as refusal:
@@ -53,5 +45,4 @@ def embed_queries(
     finally:
         session.client.close()
     output = OutputSection.model_validate(plan.spec["output"])
-    vectors = stored(answer.vectors, output.model_copy(update={"dtype": "float32"}))
-    return vectors.astype(np.float32), [f"One request was sent to {session.base_url}."]
+    return cut(answer.vectors, output), [f"One request was sent to {session.base_url}."]

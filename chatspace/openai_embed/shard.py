@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from chatspace.openai_embed.grouping import open_inputs
 from chatspace.openai_embed.journal import Journal
 from chatspace.openai_embed.spec import ModelSection
 from chatspace.openai_embed.tokens import TokenCounter
+from chatspace.openai_embed.uploads import delete_files
 from chatspace.plan.work import SliceWork
 from chatspace.shards.records import ShardSpan
-from chatspace.shards.table import Vectors, embedding_table
+from chatspace.shards.table import embedding_table
+from chatspace.shards.vectors import finite_floats
 from chatspace.spec.output import OutputSection
 
 TOO_LONG = "too_long"
 # What the names of a shard's files in the folder of requests end in.
-JOURNAL, LEDGER = "journal", "batch.json"
+JOURNAL, LEDGER, FILES = "journal", "batch.json", "files"
 _UNIT = 1e-3  # how far from one the length of a vector may be that its model scaled to one
 
 
@@ -59,11 +62,13 @@ class Opener:
         work: the slice.
         model: what the spec says of the model.
         counter: counts tokens.
+        delete: deletes a file at the endpoint.
     """
 
     work: SliceWork
     model: ModelSection
     counter: TokenCounter
+    delete: Callable[[str], None]
     reader: SplitReader = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,7 +93,7 @@ class Opener:
         return Shard(span=span, rows=rows, journal=journal, inputs=inputs)
 
     def commit(self, shard: Shard, dim: int | None) -> None:
-        """Writes the shard; its journal is removed once the file is there.
+        """Writes the shard; its journal, and its files at the endpoint, go once it is there.
 
         Raises:
             ModelError: the vectors cannot be stored as the spec says.
@@ -104,6 +109,7 @@ class Opener:
         table = self._table(_kept_rows(shard.rows, kept), vectors[kept])
         self.work.commit(shard.span, table, skipped=skipped, truncated=len(answers.cut))
         shard.journal.close(remove=True)
+        delete_files(self.path(shard.span, FILES), self.delete)
 
     def path(self, span: ShardSpan, suffix: str) -> Path:
         """Returns a file of the run about one shard."""
@@ -112,12 +118,13 @@ class Opener:
         return folder / f"shard-{span.index:05d}.{suffix}"
 
     def remove_leftovers(self) -> None:
-        """Removes files about shards that were committed just before their task was killed."""
+        """Removes what is left of shards that were committed just before their task was killed."""
         split = self.work.split
         folder = self.path(split.span(0), JOURNAL).parent
         for path in folder.glob("shard-*") if folder.is_dir() else ():
-            index = int(path.name.split(".")[0].removeprefix("shard-"))
-            if self._shard_file(split.span(index)).exists():
+            span = split.span(int(path.name.split(".")[0].removeprefix("shard-")))
+            if self._shard_file(span).exists():
+                delete_files(self.path(span, FILES), self.delete)
                 path.unlink(missing_ok=True)
 
     def _shard_file(self, span: ShardSpan) -> Path:
@@ -128,7 +135,7 @@ class Opener:
         output = OutputSection.model_validate(plan.spec["output"])
         return embedding_table(
             rows=rows,
-            vectors=stored(vectors, output),
+            vectors=finite_floats(cut(vectors, output), output.dtype, rows.row_index),
             source=plan.spec["dataset"]["source"],
             dataset=split.dataset,
             split=split.name,
@@ -148,13 +155,13 @@ def unknown_length(span: ShardSpan) -> ModelError:
     )
 
 
-def stored(vectors: FloatArray, output: OutputSection) -> Vectors:
-    """Returns vectors cut and rounded as the output section says.
+def cut(vectors: FloatArray, output: OutputSection) -> FloatArray:
+    """Returns vectors cut as the output section says.
 
     Those of length one are of length one again after they are cut.
 
     Raises:
-        ModelError: they are shorter than they are to be cut to, or float16 cannot hold them.
+        ModelError: they are shorter than they are to be cut to.
     """
     dim, wanted = vectors.shape[1], output.truncate_dim
     if wanted is not None and wanted > dim:
@@ -169,13 +176,7 @@ def stored(vectors: FloatArray, output: OutputSection) -> Vectors:
         vectors = np.where(
             is_unit[:, None] & (norms > 0), vectors / np.maximum(norms, 1e-30), vectors
         )
-    if output.dtype != "float16":
-        return vectors
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
-        halves = vectors.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise ModelError("Vector is not finite: as float16. Set output.dtype: float32.")
-    return halves
+    return vectors
 
 
 def _kept_rows(rows: PreparedRows, kept: npt.NDArray[np.bool_]) -> PreparedRows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -12,14 +13,20 @@ from chatspace.errors import SpecError
 from chatspace.openai_embed.asking import Asker
 from chatspace.openai_embed.batching import BatchRun
 from chatspace.openai_embed.client import Client
-from chatspace.openai_embed.direct import Counters, DirectRun
-from chatspace.openai_embed.endpoint import endpoint_of, find_key
+from chatspace.openai_embed.direct import DirectRun
+from chatspace.openai_embed.endpoint import DEFAULT_TIMEOUT_S, Endpoint, endpoint_of, find_key
 from chatspace.openai_embed.limits import RateLimiter
+from chatspace.openai_embed.served import keep_served, read_served
 from chatspace.openai_embed.shard import Opener
+from chatspace.openai_embed.slice_run import Counters
 from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
-from chatspace.openai_embed.tokens import TokenCounter, make_counter
+from chatspace.openai_embed.tokens import make_counter
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.work import SliceOutcome, SliceWork
+
+# While a person waits for the answer to one question: a server that is there answers sooner.
+QUESTION_TIMEOUT_S = 10.0
+QUESTION_GIVE_UP_S = 5.0
 
 
 def run_slice(work: SliceWork) -> SliceOutcome:
@@ -36,9 +43,9 @@ def run_slice(work: SliceWork) -> SliceOutcome:
     _refuse_probe(work)
     session = open_session(work.plan, work.split)
     counters, requests = Counters(), session.requests
-    opener = Opener(work, session.model, session.asker.counter)
-    opener.remove_leftovers()
+    opener = Opener(work, session.model, session.asker.counter, session.client.delete)
     try:
+        opener.remove_leftovers()
         common: dict[str, Any] = {
             "work": work, "opener": opener, "asker": session.asker,
             "requests": requests, "counters": counters,
@@ -99,6 +106,7 @@ class Session:
             "endpoint": self.base_url,
             "mode": self.requests.mode,
             "tokens": self.asker.counter.method,
+            "served_model": self.asker.served_model,
             "n_requests": tally.requests,
             "n_retries": tally.retries,
             "n_rate_limited": tally.limited,
@@ -113,35 +121,47 @@ def open_session(plan: Plan, split: SplitPlan | None) -> Session:
 
     Args:
         plan: the run.
-        split: whose tasks share the account's limits; None for one that has them alone.
+        split: whose tasks share the account's limits; None for a single question that a person
+            waits for.
 
     Raises:
         UnfitEnvironmentError: there is no key, or the official client is not installed.
     """
+    is_question = split is None
     model = ModelSection.model_validate(plan.spec["model"])
     requests = RequestsSection.model_validate(plan.spec["requests"])
-    endpoint = endpoint_of(plan.model)
+    endpoint = _soon(endpoint_of(plan.model)) if is_question else endpoint_of(plan.model)
     name = plan.model["name"]
     client = Client(endpoint, find_key(endpoint, variables()))
-    counter: TokenCounter = make_counter(model, name)
-    limiter = RateLimiter(
-        requests_per_min=requests.requests_per_min,
-        tokens_per_min=requests.tokens_per_min,
-        share=1 / tasks_at_once(plan, split),
-    )
+    earlier = read_served(plan)
     asker = Asker(
         client=client,
-        limiter=limiter,
-        counter=counter,
+        limiter=RateLimiter(
+            requests_per_min=requests.requests_per_min,
+            tokens_per_min=requests.tokens_per_min,
+            share=1 / tasks_at_once(plan, split),
+        ),
+        counter=make_counter(model, name),
         name=name,
         dimensions=model.dimensions,
-        dim=plan.model.get("embedding_dim"),
+        dim=plan.model.get("embedding_dim") or (earlier.dim if earlier else None),
         on_too_long=model.on_too_long,
-        give_up_s=requests.give_up_min * 60,
+        give_up_s=QUESTION_GIVE_UP_S if is_question else requests.give_up_min * 60,
+        is_awaited=is_question,
+        earlier=earlier,
     )
+    if not is_question:
+        asker.keep = partial(keep_served, plan)
     return Session(
         client=client, asker=asker, model=model, requests=requests, base_url=endpoint.base_url
     )
+
+
+def _soon(endpoint: Endpoint) -> Endpoint:
+    """Returns an endpoint of which a lost request is noticed soon, unless somebody says when."""
+    if endpoint.timeout_s != DEFAULT_TIMEOUT_S:
+        return endpoint
+    return replace(endpoint, timeout_s=QUESTION_TIMEOUT_S)
 
 
 def tasks_at_once(plan: Plan, split: SplitPlan | None) -> int:
@@ -157,7 +177,7 @@ def _outcome(
 ) -> SliceOutcome:
     return SliceOutcome(
         n_tokens=counters.n_tokens_done,
-        n_padded_tokens=counters.n_tokens_done,
+        n_padded_tokens=0,
         stages=counters.stages,
         runtime=facts,
         interrupted=not is_done,
