@@ -1,11 +1,14 @@
 """How long it takes to choose and slice the rows of a large split, and how much memory.
 
-    python benchmarks/planning.py [--rows 1000000000]
+    python benchmarks/planning.py [--rows 1000000000] [--quick]
 
 The inventory is simulated: files of a million rows each, in ten row groups, as reading their
 footers gives it. Each line is measured in a process of its own, which runs the code that planning
 runs: the choice of the rows, its list on disk, the bytes of text of each shard, the slices. Reading
 the footers themselves is not in it, nor is DuckDB's pass over the columns of a `where`.
+
+Three lines read columns as planning does: text within row groups and strata from one file that
+stands for each, and ids, a tenth as many as rows, from files written before the clock runs.
 """
 
 from __future__ import annotations
@@ -18,11 +21,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from report import hardware, print_table
+
 from chatspace.data.choosing import choose_rows
 from chatspace.data.inputs import InputFile
+from chatspace.data.inventory import check_unique_ids
+from chatspace.data.lengths import with_text_steps
 from chatspace.plan.slicing import make_slices, shard_text_bytes
 from chatspace.spec.dataset import DatasetSection
 
@@ -30,12 +41,20 @@ FILE_ROWS = 1_000_000
 GROUPS = 10
 ROWS_PER_SHARD = 8192
 SLICES = 256
+QUICK_ROWS = 2_000_000
+N_STRATA = 1000
+TEXT_BYTES = 100
+# Ids take minutes a billion, so there is one for so many rows.
+ID_SHARE = 10
 TIMEOUT_S = 1200
 CASES: dict[str, dict[str, Any]] = {
     "all rows": {},
+    "all rows, row groups read": {},
+    "all rows, id_field": {"id_field": "id"},
     "skip_rows, max_rows": {"skip_rows": 12_345, "max_rows": 500_000_000},
     "sample n = 10,000,000": {"sample": {"n": 10_000_000}},
     "sample fraction = 0.5": {"sample": {"fraction": 0.5}},
+    "sample, 1,000 strata": {"sample": {"fraction": 0.5, "stratify_by": "stratum"}},
 }
 
 
@@ -50,24 +69,61 @@ def inventory_of(rows: int) -> list[InputFile]:
             mtime_ns=1,
             rows=group_rows[0] * GROUPS,
             row_groups=group_rows,
-            text_bytes=tuple(n * (100 + index) for n in group_rows),
+            text_bytes=tuple(n * (TEXT_BYTES + index) for n in group_rows),
         )
         for index in range(n_files)
     ]
 
 
+def written(case: str, files: Sequence[InputFile], folder: Path) -> list[InputFile]:
+    """Returns the files with what a case reads of them on disk."""
+    rows = np.arange(files[0].row_groups[0])
+    if case == "all rows, row groups read":
+        texts = pa.array([f"{row:0{TEXT_BYTES}d}" for row in rows.tolist()])
+        return _one_for_all(files, pa.table({"text": texts}), folder)
+    if case == "sample, 1,000 strata":
+        names = pa.array([f"stratum {n}" for n in range(N_STRATA)])
+        column = pa.DictionaryArray.from_arrays(pa.array(rows % N_STRATA, pa.int32()), names)
+        return _one_for_all(files, pa.table({"stratum": column.cast(pa.string())}), folder)
+    if case != "all rows, id_field":
+        return list(files)
+    found = []
+    for index, file in enumerate(files):
+        ids = pa.table({"id": np.arange(file.rows) + index * file.rows})
+        path = folder / f"{index}.parquet"
+        encoding = {"use_dictionary": False, "column_encoding": "DELTA_BINARY_PACKED"}
+        pq.write_table(ids, path, **encoding)
+        found.append(replace(file, path=str(path)))
+    return found
+
+
+def _one_for_all(files: Sequence[InputFile], table: pa.Table, folder: Path) -> list[InputFile]:
+    path = folder / "every.parquet"
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(GROUPS):
+            writer.write_table(table)
+    return [replace(file, path=str(path)) for file in files]
+
+
 def measure(case: str, rows: int) -> dict[str, Any]:
     """Returns seconds, peak memory and what came out of one case, in this process."""
-    files = inventory_of(rows)
     dataset = DatasetSection.model_validate({"source": "parquet", "path": "x", **CASES[case]})
-    with tempfile.TemporaryDirectory() as folder:
+    if dataset.id_field is not None:
+        rows //= ID_SHARE
+    with tempfile.TemporaryDirectory(prefix="chatspace-planning-") as name:
+        inputs, root = Path(name) / "inputs", Path(name) / "workspace"
+        inputs.mkdir()
+        files = written(case, inventory_of(rows), inputs)
         start = time.perf_counter()
-        root = Path(folder)
-        n_rows, selected = choose_rows(files, dataset, workspace=root, folder=root)
+        n_rows, selected = choose_rows(files, dataset, workspace=root, folder=root / "lists")
+        if case == "all rows, row groups read":
+            files = with_text_steps(files, dataset, ROWS_PER_SHARD, selected=selected)
         weights = shard_text_bytes(files, n_rows, ROWS_PER_SHARD, selected)
         slices = make_slices(weights, min(SLICES, len(weights)))
+        if dataset.id_field is not None:
+            check_unique_ids(files, dataset.id_field, n_rows, scratch=root / "cache")
         elapsed_s = time.perf_counter() - start
-        list_bytes = sum(path.stat().st_size for path in root.iterdir())
+        list_bytes = sum(path.stat().st_size for path in root.glob("lists/*"))
     return {
         "rows": n_rows,
         "slices": len(slices),
@@ -79,27 +135,36 @@ def measure(case: str, rows: int) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000_000)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows")
     parser.add_argument("--case", choices=CASES, help="measure one case and print it as JSON")
     args = parser.parse_args(words)
+    rows = QUICK_ROWS if args.quick else args.rows
     if args.case:
-        print(json.dumps(measure(args.case, args.rows)))
+        print(json.dumps(measure(args.case, rows)))
         return
-    print(f"{args.rows:,} rows in {max(1, args.rows // FILE_ROWS):,} files\n")
-    print("| rows that are read | rows | slices | seconds | peak memory, GB | list of rows, MB |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for case in CASES:
-        command = [sys.executable, __file__, "--rows", str(args.rows), "--case", case]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
-        )
-        found = json.loads(done.stdout)
-        print(
-            f"| {case} | {found['rows']:,} | {found['slices']} | {found['elapsed_s']:.1f} "
-            f"| {found['peak_gb']:.2f} | {found['list_mb']:.0f} |",
-            flush=True,
-        )
+    print("\n".join(hardware()))
+    print(f"\n{rows:,} rows in {max(1, rows // FILE_ROWS):,} files\n")
+    print_table(
+        ["rows that are read", "rows", "slices", "s", "peak memory, GB", "list of rows, MB"],
+        [_line(case, rows) for case in CASES],
+    )
+
+
+def _line(case: str, rows: int) -> list[object]:
+    """Returns a line of the table, measured in a process of its own."""
+    command = [sys.executable, __file__, "--rows", str(rows), "--case", case]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_S)
+    found = json.loads(done.stdout)
+    return [
+        case,
+        f"{found['rows']:,}",
+        found["slices"],
+        f"{found['elapsed_s']:.1f}",
+        f"{found['peak_gb']:.2f}",
+        f"{found['list_mb']:.0f}",
+    ]
 
 
 if __name__ == "__main__":

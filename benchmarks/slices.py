@@ -1,14 +1,15 @@
 """How even array tasks are: slices balanced by rows beside slices balanced by bytes of text.
 
-    python benchmarks/slices.py [--tasks 16] [--tokens 300000] [--encode]
+    python benchmarks/slices.py [--tasks 16] [--tokens 300000] [--encode] [--quick]
 
 The corpus is what collections are: chat-like rows, passages and long documents one after the other
 in one split, each with a heavy tail; and the same rows shuffled. A task's work is the real tokens
 of its rows, counted by the model's tokenizer; with `--encode` also the seconds that its encoder was
 busy, the tasks run one after the other. A run ends when its slowest task does: slowest over mean is
-what balance costs, in time and in GPU-hours that wait. The last line of each corpus is the best
-that whole shards allow: balanced by the tokens themselves, which nobody knows before they are
-counted.
+what balance costs, in time and in GPU-hours that wait. The corpus is written in small row groups,
+whose sizes the footer tells, and in one for all of it, as pyarrow does up to a million rows, in
+which planning has to look. The last line of each corpus is the best that whole shards allow:
+balanced by the tokens themselves, which nobody knows before they are counted.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from chatspace.plan.slicing import Ints, make_slices
 from chatspace.shards.task_manifest import read_task_manifest
 from chatspace.spec.loading import spec_from_mapping
 
-ROWS_PER_GROUP, ROWS_PER_SHARD = 200, 25
-BALANCES = ("rows", "bytes")
+ROWS_PER_SHARD = 25
+# Rows in a row group, None for as many as pyarrow takes; by rows is the same in both.
+WAYS = ((200, "rows"), (200, "bytes"), (None, "bytes"))
+QUICK_TOKENS = 60_000
 
 
 def main() -> None:
@@ -46,7 +49,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=300_000, help="of each of the three kinds")
     parser.add_argument("--encode", action="store_true", help="run the tasks, too")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS:,} tokens of a kind")
     args = parser.parse_args()
+    if args.quick:
+        args.tokens = QUICK_TOKENS
     print("\n".join(hardware()))
     print(f"- Versions: {versions('chatspace', 'torch', 'transformers', 'pyarrow')}\n")
     with tempfile.TemporaryDirectory(prefix="chatspace-slices-") as name:
@@ -64,7 +70,7 @@ def main() -> None:
             )
         ]
     print(f"{len(rows):,} rows, {args.tasks} tasks, {ROWS_PER_SHARD} rows in a shard\n")
-    names = ["corpus", "balanced by", "mean tokens", "slowest", "x"]
+    names = ["corpus", "row groups of", "balanced by", "mean tokens", "slowest", "x"]
     print_table([*names, *(["mean s", "slowest s", "x s"] if args.encode else [])], lines)
 
 
@@ -77,22 +83,23 @@ def measure(
     """Returns a line of the table for each way to balance one corpus."""
     order, texts = corpus_
     path, count = model
-    folder.mkdir()
-    table = pa.table({"text": list(texts)})
-    pq.write_table(table, folder / "train.parquet", row_group_size=ROWS_PER_GROUP)
     lengths = [min(count(text), LIMIT) for text in texts]
     lines: list[list[object]] = []
-    for balance in BALANCES:
-        plan = plan_of(folder, path, balance, args.tasks)
+    for group_rows, balance in WAYS:
+        data = folder / f"{balance}-{group_rows}"
+        data.mkdir(parents=True)
+        table = pa.table({"text": list(texts)})
+        pq.write_table(table, data / "train.parquet", row_group_size=group_rows)
+        plan = plan_of(data, path, balance, args.tasks)
         (split,) = plan.splits
         work = np.array([sum(lengths[s.row_start : s.row_stop]) for s in split.spans()])
         cells = _cells(task_work(work, split.slices), 0)
         if args.encode:
             cells += _cells(busy_seconds(plan), 1)
-        lines.append([order, balance, *cells])
+        lines.append([order, f"{group_rows or len(texts):,}", balance, *cells])
     best = task_work(work, make_slices(work, args.tasks))
     nothing = ["", "", ""] if args.encode else []
-    return [*lines, [order, "(tokens)", *_cells(best, 0), *nothing]]
+    return [*lines, [order, "", "(tokens)", *_cells(best, 0), *nothing]]
 
 
 def plan_of(folder: Path, model: Path, balance: str, tasks: int) -> Plan:
@@ -100,7 +107,7 @@ def plan_of(folder: Path, model: Path, balance: str, tasks: int) -> Plan:
     values = {
         "kind": "embed",
         "name": balance,
-        "workspace": str(folder / balance),
+        "workspace": str(folder / "workspace"),
         "dataset": {"source": "parquet", "path": str(folder)},
         "model": {"name": str(model), "device": "cpu"},
         "output": {"rows_per_shard": ROWS_PER_SHARD},

@@ -20,6 +20,7 @@ from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.jobs.setup import GATHER_SCRIPT, set_up
 from chatspace.jobs.submissions import local_job_id, record_submission, refuse_active, submit_all
 from chatspace.jobs.submitit_executor import submit_with_submitit
+from chatspace.kinds import KINDS
 from chatspace.layout import Layout, find_workspace
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan
@@ -110,8 +111,8 @@ def check_submittable(
         tell: told each warning of the doctor.
 
     Raises:
-        UnfitEnvironmentError: jobs of the run are active, SLURM refuses a script, or a check of the
-            doctor failed.
+        UnfitEnvironmentError: jobs of the run are active, SLURM refuses a script, a check of the
+            doctor failed, or a task on this machine would lack what its kind needs.
     """
     if Run(plan).is_complete():
         return
@@ -121,7 +122,10 @@ def check_submittable(
         first_array = next(text for name, text in scripts.items() if name != GATHER_SCRIPT)
         for text in (first_array, scripts[GATHER_SCRIPT]):
             SlurmScheduler().check(text)
-    if doctor and executor != "local":
+    if executor == "local":
+        if (check_ready := KINDS[plan.kind].readiness()) is not None:
+            check_ready(plan.model)
+    elif doctor:
         refuse_unfit(plan, scripts, tell)
 
 

@@ -17,14 +17,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BROKEN = {errno.EIO, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _ADVICE = {
-    **dict.fromkeys(_FULL, "Free space there or choose another workspace, then run it again"),
-    **dict.fromkeys(_FORBIDDEN, "Ask for write permission there or choose another workspace"),
+    **dict.fromkeys(_FULL, "Free space there or choose another {elsewhere}, then run it again"),
+    **dict.fromkeys(_FORBIDDEN, "Ask for write permission there or choose another {elsewhere}"),
     **dict.fromkeys(_BROKEN, "Look at the file system and its limits, then run it again"),
-    errno.EROFS: "Choose a workspace on a file system that can be written",
+    errno.EROFS: "Choose another {elsewhere}, on a file system that can be written",
     errno.ENAMETOOLONG: "Choose shorter names",
-    errno.ENOTDIR: "A file stands where a folder is needed; move it or choose another workspace",
-    errno.EEXIST: "A file stands where a folder is needed; move it or choose another workspace",
-    errno.EISDIR: "A folder stands where a file is needed; move it or choose another workspace",
+    errno.ENOTDIR: "A file stands where a folder is needed; move it or choose another {elsewhere}",
+    errno.EEXIST: "A file stands where a folder is needed; move it or choose another {elsewhere}",
+    errno.EISDIR: "A folder stands where a file is needed; move it or choose another {elsewhere}",
 }
 
 
@@ -34,7 +34,7 @@ def temp_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, elsewhere: str = "workspace") -> Iterator[Path]:
     """Gives a temporary path to write to; on leaving without an error it becomes `path`, durably.
 
     The folder is made where it is missing. On an error the temporary file is removed and what stood
@@ -42,6 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: final name; an existing file is replaced.
+        elsewhere: what a person changes to have it written somewhere else, for the error.
 
     Yields:
         A path in the same folder, which the caller must write.
@@ -57,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if not _concerns(error, temp, path):
             raise
-        raise output_error(error, path) from error
+        raise output_error(error, path, elsewhere) from error
     finally:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -74,13 +75,13 @@ def publish(temp: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, *, elsewhere: str = "workspace") -> None:
     """Writes `text` to `path` as UTF-8, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    with atomic_path(path) as temp:
+    with atomic_path(path, elsewhere=elsewhere) as temp:
         temp.write_text(text, encoding="utf-8")
 
 
@@ -93,11 +94,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def output_error(error: OSError, path: Path) -> OutputError:
-    """Returns the one-line error for an operating system's refusal to write `path`."""
+def output_error(error: OSError, path: Path, elsewhere: str = "workspace") -> OutputError:
+    """Returns the one-line error for an operating system's refusal to write `path`.
+
+    Its advice names what a person changes to have it written somewhere else.
+    """
     why = os.strerror(error.errno) if error.errno else str(error)
     advice = _ADVICE.get(error.errno or 0, "Check the folder and run it again")
-    return OutputError(f"Cannot write: {path}; {why}. {advice}.")
+    return OutputError(f"Cannot write: {path}; {why}. {advice.format(elsewhere=elsewhere)}.")
 
 
 def sync_folder(folder: Path) -> None:

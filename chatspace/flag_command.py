@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ from chatspace.kinds import KINDS
 from chatspace.spec.base import RunSpec
 from chatspace.spec.flags import Flag, iter_flags, values_from_flags
 from chatspace.spec.loading import spec_from_mapping
+
+# As `chatspace run` has it; a key of a run spec that is called so has its long name alone.
+_TAKEN = ("--workers",)
 
 
 @dataclass(slots=True)
@@ -34,7 +38,8 @@ def parse_flags(kind: str, command: str, arguments: Sequence[str]) -> ParsedFlag
     Raises:
         SpecError: a key or a value is wrong.
     """
-    flags = {flag.parameter: flag for flag in iter_flags(KINDS[kind].spec_model())}
+    model = KINDS[kind].spec_model()
+    flags = {flag.parameter: flag for flag in iter_flags(model, taken=_TAKEN)}
     parsed: list[ParsedFlags] = []
 
     def collect(**given: Any) -> None:
@@ -43,14 +48,16 @@ def parse_flags(kind: str, command: str, arguments: Sequence[str]) -> ParsedFlag
         values.setdefault("name", _default_name(values))
         parsed.append(ParsedFlags(spec_from_mapping({"kind": kind, **values}, command), workers))
 
-    workers = typer.Option("--workers", min=1, help="Slices at the same time.")
     parameters = [_parameter(flag) for flag in flags.values()]
+    workers = typer.Option(
+        *_TAKEN, min=1, help="Slices at the same time [one a GPU; one on a CPU]."
+    )
     parameters.append(_keyword("workers", Annotated[int | None, workers]))
     collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     collect.__annotations__ = {p.name: p.annotation for p in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(
-        help=f"Run `kind: {kind}` on this machine from flags; every key of a run spec is one.",
+        help=f"Run `kind: {kind}` here. Every key of a run spec is a flag.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )(collect)
     app(args=list(arguments), prog_name=command, standalone_mode=bool(_asks_help(arguments)))
@@ -72,7 +79,9 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     names = list(flag.names)
     if flag.type == "boolean":
         names = ["/".join((name, off)) for name, off in zip(names, flag.off_names, strict=True)]
-    default = f" [{flag.default}]" if flag.default and f"[{flag.default}]" not in flag.help else ""
+    # The docstring of a key may say it better: `[120, or a quarter of a short walltime]`.
+    is_said = flag.default is None or re.search(rf"\[{re.escape(flag.default)}[],]", flag.help)
+    default = "" if is_said else f" [{flag.default}]"
     choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
     metavar = {"mapping": "KEY=VALUE", "integer": "N"}.get(flag.type)
     option = typer.Option(*names, help=f"{flag.help}{choices}{default}", metavar=metavar)

@@ -65,6 +65,16 @@ class Kind:
             )
         return import_module(f"{self.package}.query").embed_queries
 
+    def readiness(self) -> Any:
+        """Returns `check_ready(model)` of this kind, None where it needs nothing but its plan.
+
+        It raises where tasks that are started from here would lack what no plan holds, such as a
+        key; `model` is what the plan says of the model.
+        """
+        if find_spec(f"{self.package}.ready") is None:
+            return None
+        return import_module(f"{self.package}.ready").check_ready
+
     def dry_run(self) -> Any:
         """Returns `dry_run(plan) -> list[str]`: what a run takes and costs, for charged kinds."""
         return import_module(f"{self.package}.estimate").dry_run

@@ -129,6 +129,11 @@ class RunLayout:
         """Folder of the claims on a split's shards, while they are worked on."""
         return self.folder / "claims" / path_component(split)
 
+    @property
+    def served(self) -> Path:
+        """What an endpoint served the run, noted with its first answer."""
+        return self.folder / "served.json"
+
     def requests(self, split: str) -> Path:
         """Folder of answers of an endpoint that stand in no shard of a split yet."""
         return self.folder / "requests" / path_component(split)

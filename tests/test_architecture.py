@@ -20,7 +20,7 @@ KIND_ROOMS = tuple(kind.package.split(".")[1] for kind in KINDS.values())
 # A room imports from rooms further up only; those in one line know nothing of each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors"),
-    ("layout", "env", "atomic", "resources", "kinds"),
+    ("layout", "env", "atomic", "resources", "kinds", "wording"),
     ("spec",),
     ("shards",),
     ("data",),

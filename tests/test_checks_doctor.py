@@ -368,6 +368,25 @@ def test_imports_that_are_missing_fail_with_the_install_command(
     assert finding.next_step.endswith("-m pip install torch")
 
 
+def test_key_that_is_missing_fails_and_kinds_without_one_have_no_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert list(inside.kind_is_ready(plan_of())) == []
+    url = {"base_url": "https://api.openai.com/v1", "provider": "openai"}
+    model = {**url, "api_version": None, "timeout_s": 1.0}
+    plan = replace(plan_of(), kind="embed_openai", model=model)
+    finding = only(inside.kind_is_ready(plan))
+    assert (finding.state, finding.check) == ("fail", "key")
+    assert finding.seen == (
+        "No key: OPENAI_API_KEY is not set, and https://api.openai.com/v1 needs one"
+    )
+    assert finding.next_step.startswith("`export OPENAI_API_KEY=...`")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    assert only(inside.kind_is_ready(plan)).state == "pass"
+
+
 @pytest.mark.parametrize(
     ("asked", "answered", "seen", "state", "words"),
     [

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,10 +41,10 @@ def chatspace(tmp_path: Path, tiny_model: Path) -> Command:
     (tmp_path / "spec.yaml").write_text(SPEC.format(model=tiny_model))
     env = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "100"}
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "chatspace", *words]
         return subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+            command, cwd=tmp_path, env=env | more, capture_output=True, text=True, timeout=120
         )
 
     return run
@@ -58,6 +60,22 @@ def test_help_of_every_command_answers(name: str, chatspace: Command) -> None:
     done = chatspace(name, "--help")
     assert done.returncode == 0
     assert name in done.stdout
+
+
+@pytest.mark.parametrize("command", ["embed-hf", "embed-dataset"])
+def test_help_gives_each_flag_one_meaning(command: str, chatspace: Command) -> None:
+    """At the beginning of a line, an option is explained and not mentioned."""
+    lines = chatspace(command, "--help").stdout.splitlines()
+    begins = [match[1] for line in lines if (match := re.match(r"  (-[^<A-Z]+)", line))]
+    named = [name for begin in begins for name in re.split(r"[,/ ]+", begin.strip())]
+    assert "--workers" in named
+    assert sorted(named) == sorted(set(named))
+
+
+def test_help_of_the_commands_is_whole_at_80_columns(chatspace: Command) -> None:
+    done = chatspace("--help", COLUMNS="80")
+    listed = done.stdout.partition("Commands:")[2]
+    assert "..." not in listed
 
 
 def test_help_lists_every_command(chatspace: Command) -> None:
@@ -81,7 +99,8 @@ def test_setup_writes_scripts_here_and_in_the_run_folder_and_says_the_next_comma
 ) -> None:
     done = chatspace("setup", "--config", "spec.yaml")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].strip() == "sbatch embed.slurm"
+    folder = shlex.quote(str(run_folder(tmp_path).relative_to(tmp_path)))
+    assert done.stdout.splitlines()[-1].strip().endswith(f"chatspace run {folder}")
     assert "100 rows" in done.stdout
     assert "4 shards" in done.stdout
     assert "2 slices" in done.stdout
@@ -89,6 +108,25 @@ def test_setup_writes_scripts_here_and_in_the_run_folder_and_says_the_next_comma
         assert (tmp_path / name).read_text() == (run_folder(tmp_path) / name).read_text()
     assert (tmp_path / "logs").is_dir()
     assert (run_folder(tmp_path) / "spec.yaml").read_text() == (tmp_path / "spec.yaml").read_text()
+
+
+def test_setup_says_what_is_one_in_the_singular_and_its_advice_runs(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    one = ("--set", "output.rows_per_shard=500", "--set", "slices.count=1")
+    done = chatspace("setup", "spec.yaml", *one)
+    assert "of text, 1 shard, 1 slice\n" in done.stdout
+    assert "1 array task, no GPU" in done.stdout
+    advised = shlex.split(done.stdout.splitlines()[-1])
+    assert Path(advised[0]).name == "chatspace"
+    ran = chatspace(*advised[1:])
+    assert ran.returncode == 0, ran.stderr
+    assert "100 rows, 1 shard, 1 slice\n" in ran.stdout
+
+
+def test_setup_with_a_profile_of_slurm_says_sbatch(chatspace: Command) -> None:
+    done = chatspace("setup", "spec.yaml", "--set", "slurm.profile=generic")
+    assert done.stdout.splitlines()[-1].strip() == "sbatch embed.slurm"
 
 
 def test_setup_twice_is_the_same_run_with_other_slices_too(

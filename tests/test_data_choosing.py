@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatspace.data.candidates import strata
+from chatspace.data.candidates import STRATUM, strata
 from chatspace.data.choosing import choose_rows
 from chatspace.data.inventory import inventory
+from chatspace.data.scratch import scratch_files
 from chatspace.data.selection import RowList, RowRange, open_selection, positions, write_list
 from chatspace.errors import InputError, SpecError, UserError
 from chatspace.spec.dataset import DatasetSection
@@ -238,8 +239,9 @@ def test_stratify_by_numbers_puts_what_is_no_number_into_one_stratum(tmp_path: P
         one_file(tmp_path / name, {"text": ["t"] * 4, "x": pa.array(values, pa.float64())})
         for name in ("a.parquet", "b.parquet")
     ]
-    codes, names = strata(inventory(paths, DATASET), "x")
-    assert codes.tolist() == [0, 0, 1, 2] * 2
+    with scratch_files(tmp_path, 1, 0) as (codes,):
+        names = strata(inventory(paths, DATASET), "x", codes)
+        assert codes.read(STRATUM).tolist() == [0, 0, 1, 2] * 2
     assert len(names) == 3
 
 
@@ -255,3 +257,14 @@ def test_stratify_by_an_unknown_column_is_refused_also_where_all_rows_are_read(
 ) -> None:
     with pytest.raises(InputError, match="stratify_by='nosuch'"):
         chosen(files, tmp_path, sample={"n": 5000, "stratify_by": "nosuch"})
+
+
+def test_stratify_in_files_draws_the_same_and_leaves_nothing(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = {"n": 100, "stratify_by": "lang"}
+    in_memory = chosen(files, tmp_path / "memory", sample=sample)
+    assert not (tmp_path / "memory" / "cache").exists()
+    monkeypatch.setattr("chatspace.data.scratch._MEMORY_BYTES", 0)
+    assert chosen(files, tmp_path / "disk", sample=sample) == in_memory
+    assert list((tmp_path / "disk" / "cache").iterdir()) == []

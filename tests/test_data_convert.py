@@ -1,15 +1,13 @@
-"""Converting files to Parquet, plain text as a source, and the commands that do it."""
+"""Converting files to Parquet."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +16,8 @@ from chatspace.data.convert import Conversion, convert
 from chatspace.data.json_items import json_items
 from chatspace.data.staging import stage_split
 from chatspace.errors import ChatspaceError, InputError, UserError
-from chatspace.spec.dataset import DatasetSection, TextUnit
-from tests.stores import command, gzip_bytes, jsonl_bytes, parquet_bytes, s3_store, zstd_bytes
+from chatspace.spec.dataset import DatasetSection
+from tests.stores import gzip_bytes, jsonl_bytes, zstd_bytes
 
 ROWS = [{"text": f"row {i}", "n": i} for i in range(5)]
 
@@ -204,103 +202,6 @@ def test_json_items_agree_with_json_load_whatever_the_blocks(
     assert all("{" in text[item.row.line - 1] for item in found)
 
 
-TEXT = "one\r\ntwo\n\n  \nthree\nfour\n\n\nfive"
-LINES = ["one", "two", ".", "..", "three", "four", ".", ".", "five"]
-BLANK = {".": "", "..": "  "}
-
-
-@pytest.mark.parametrize(
-    ("unit", "expected"),
-    [
-        (
-            "line",
-            list(
-                zip(
-                    ["one", "two", ".", "..", "three", "four", ".", ".", "five"],
-                    range(1, 10),
-                    strict=True,
-                )
-            ),
-        ),
-        ("paragraph", [("one\ntwo", 1), ("three\nfour", 5), ("five", 9)]),
-        ("file", [("one\ntwo\n\n  \nthree\nfour\n\n\nfive", 1)]),
-    ],
-)
-@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".txt.zst"])
-def test_stage_text_gives_lines_paragraphs_or_files(
-    tmp_path: Path, unit: TextUnit, expected: list[tuple[str, int]], ending: str
-) -> None:
-    packed = {".txt": bytes, ".txt.gz": gzip_bytes, ".txt.zst": zstd_bytes}[ending]
-    (tmp_path / "in/deep").mkdir(parents=True)
-    (tmp_path / f"in/a{ending}").write_bytes(packed(TEXT.encode()))
-    (tmp_path / f"in/deep/b{ending}").write_bytes(packed(b"last\n"))
-    section = DatasetSection(source="text", path=str(tmp_path / "in/**/*.*"), text_unit=unit)
-    staged = stage_split(section, "train", tmp_path / "ws", "in")
-    found = [(r["text"], r["file"], r["line"]) for r in rows(staged.files[0].parent)]
-    assert found == [
-        *((BLANK.get(text, text), f"a{ending}", line) for text, line in expected),
-        ("last", f"deep/b{ending}", 1),
-    ]
-    assert stage_split(section, "train", tmp_path / "ws", "in") == staged
-
-
-def test_stage_text_another_unit_is_staged_again_and_is_another_plan(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(TEXT)
-
-    def stage(**unit: Any) -> list[str]:
-        section = DatasetSection(source="text", path=str(tmp_path / "a.txt"), **unit)
-        staged = stage_split(section, "train", tmp_path / "ws", "a")
-        return [row["text"] for row in rows(staged.files[0].parent)]
-
-    assert len(stage()) == len(stage(text_unit="line")) == 9
-    assert stage(text_unit="paragraph") == ["one\ntwo", "three\nfour", "five"]
-    assert len(stage()) == 9
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.txt", b"fine\ncaf\xe9\n", "Not UTF-8: {path}:2. Convert it to UTF-8."),
-        ("a.txt", gzip_bytes(b"x\n"), "Compressed: {path} is gzip, and its name does not end in"),
-        ("a.txt.gz", gzip_bytes(b"x\n" * 5000)[:-9], "Damaged gzip: {path}; "),
-        ("a.txt.zst", gzip_bytes(b"x\n"), "Damaged Zstandard: {path}; "),
-        ("a.txt.zst", zstd_bytes(b"x\n" * 5000)[:-3], "Damaged Zstandard: {path}; "),
-        ("a.txt", b"", "Empty dataset: "),
-    ],
-)
-def test_stage_text_wrong_input_is_named_and_leaves_nothing(
-    tmp_path: Path, name: str, content: bytes, expected: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    section = DatasetSection(source="text", path=str(path))
-    with pytest.raises(ChatspaceError) as caught:
-        stage_split(section, "train", tmp_path / "ws", "a")
-    assert expected.format(path=path) in str(caught.value)
-    assert not (tmp_path / "ws").exists()
-
-
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_stage_jsonl_and_csv_compressed_give_the_same_rows(tmp_path: Path, ending: str) -> None:
-    packed = {"": bytes, ".gz": gzip_bytes, ".zst": zstd_bytes}[ending]
-    (tmp_path / f"a.jsonl{ending}").write_bytes(packed(jsonl_bytes(ROWS)))
-    (tmp_path / f"a.csv{ending}").write_bytes(packed(b'text\n"a\nb"\n'))
-    lines = DatasetSection(source="jsonl", path=str(tmp_path / f"a.jsonl{ending}"))
-    staged = stage_split(lines, "train", tmp_path / "ws", "lines")
-    assert rows(staged.files[0].parent) == ROWS
-    csv = DatasetSection(source="csv", path=str(tmp_path / f"a.csv{ending}"))
-    staged = stage_split(csv, "train", tmp_path / "ws", "csv")
-    assert rows(staged.files[0].parent) == [{"text": "a\nb"}]
-
-
-def test_stage_zstandard_of_several_frames_is_read_to_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(zstd_bytes(jsonl_bytes(ROWS[:2])) + zstd_bytes(jsonl_bytes(ROWS[2:])))
-    section = DatasetSection(source="jsonl", path=str(path))
-    staged = stage_split(section, "train", tmp_path / "ws", "a")
-    assert rows(staged.files[0].parent) == ROWS
-
-
 def test_stage_dataset_dict_folder_with_split_placeholder(tmp_path: Path) -> None:
     import datasets
 
@@ -314,97 +215,6 @@ def test_stage_dataset_dict_folder_with_split_placeholder(tmp_path: Path) -> Non
     missing = DatasetSection(source="arrow", path=str(tmp_path / "both"), split="tests")
     with pytest.raises(ChatspaceError, match=r"has dataset_dict\.json, dev, train"):
         stage_split(missing, "tests", tmp_path / "ws", "x")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    with s3_store() as system:
-        yield system
-
-
-def test_convert_command_says_what_to_write_into_a_spec(tmp_path: Path) -> None:
-    path = tmp_path / "all.json"
-    path.write_text(json.dumps({"train": ROWS, "test": ROWS[:1]}))
-    code, out, errors = command("convert", str(path), "--out", str(tmp_path / "out"))
-    assert (code, errors) == (0, "")
-    assert f"path: {tmp_path / 'out'}, splits: [train, test]" in out
-    assert "columns: text (string), n (int64)" in out
-    code, _, errors = command("convert", str(tmp_path / "no.json"), "--out", str(tmp_path / "x"))
-    assert (code, errors.count("\n")) == (2, 1)
-    assert errors.startswith("chatspace: No such file or folder: ")
-    words = ("convert", str(path), "--out", str(tmp_path / "x"), "--text-unit", "word")
-    assert "known: line, paragraph, file." in command(*words)[2]
-
-
-@pytest.mark.parametrize("by_file", [False, True])
-def test_convert_command_says_which_splits_are_empty(tmp_path: Path, by_file: bool) -> None:
-    (tmp_path / "in").mkdir()
-    for name, rest in (("a", []), ("b", ROWS)):
-        content = {"train": ROWS, "test": [], "dev": rest} if not by_file else {name: ROWS, "t": []}
-        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(content))
-    words = ("convert", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
-    code, out, errors = command(*words, *(["--by-file"] if by_file else []))
-    assert (code, errors) == (0, "")
-    expected = ["split 't'"] * 2 if by_file else ["split 'test'"]
-    empty = [line for line in out.splitlines() if "has no rows in" in line]
-    assert [line.split(":")[0] for line in empty] == expected
-    assert not (tmp_path / "out" / "test").exists()
-
-
-@pytest.mark.parametrize("folder", ["p, q", "a: b", "x #y", "{z}", "é 'q' \"r\"", "- 🧑", "plain"])
-def test_convert_command_prints_yaml_that_reads_back(tmp_path: Path, folder: str) -> None:
-    path = tmp_path / "all.json"
-    splits = ["1", "yes", "a, b", "c: d", "train"]
-    path.write_text(json.dumps(dict.fromkeys(splits, ROWS)))
-    code, out, errors = command("convert", str(path), "--out", str(tmp_path / folder))
-    assert (code, errors) == (0, "")
-    written = yaml.safe_load(out[out.index("  dataset: ") :])["dataset"]
-    assert written == {"source": "parquet", "path": str(tmp_path / folder), "splits": splits}
-
-
-def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
-    s3.pipe("bucket/docs/train.jsonl", jsonl_bytes(ROWS))
-    s3.pipe("bucket/pq/train.parquet", parquet_bytes(ROWS))
-    workspace = ("--workspace", str(tmp_path / "ws"))
-    code, _, errors = command(
-        "download-dataset", "--source", "s3", "--name", "bucket/docs", "--format", "jsonl",
-        *workspace,
-    )  # fmt: skip
-    assert (code, errors) == (0, "")
-    folder = tmp_path / "ws/datasets/raw/s3/docs/train"
-    assert rows(folder) == ROWS
-    parquet = ("download-dataset", "--name", "s3://bucket/pq", *workspace)
-    assert "downloaded now" in command(*parquet)[1]
-    assert "was there already" in command(*parquet)[1]
-    home = tmp_path / "ws/datasets/raw/s3/pq"
-    section = DatasetSection(source="parquet", path=str(home))
-    assert [f.parent for f in stage_split(section, "train", tmp_path, "x").files] == [
-        home / "train"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (("--name", "s3://b/x", "--subset", "y"), "--subset; s3://b/x is a URL"),
-        (("--name", "s3://b/x", "--source", "gs"), "Two sources: --source gs"),
-        (("--name", "org/x", "--format", "csv"), "--format csv; the hub's datasets come as"),
-        (("--name", "b/x", "--source", "s3", "--format", "xml"), "download-dataset source='xml'"),
-        (("--name", "b/x", "--source", "kaggle"), "Unknown protocol: "),
-        (("--name", "s3://k:pw@b/x"), "path holds a password"),
-        (("--name", "s3://k:pw@b/x", "--source", "gs"), "path holds a password"),
-        ((), "--name"),
-    ],
-)
-def test_download_dataset_command_wrong_options_are_one_line(
-    tmp_path: Path, words: tuple[str, ...], expected: str
-) -> None:
-    code, _, errors = command("download-dataset", *words, "--workspace", str(tmp_path))
-    assert code == 2
-    assert expected in errors
-    assert errors.count("\n") == 1
-    assert "k:pw" not in errors
-    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_convert_folder_of_saved_splits_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.dataset_hub import DatasetHub, serving
+from tests.hub import Hub, serving
 from tests.stores import jsonl_bytes, parquet_bytes
 
 ROWS = [{"text": f"row {i}", "n": i} for i in range(5)]
@@ -48,8 +48,8 @@ for asked in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[DatasetHub]:
-    with serving(DatasetHub()) as served:
+def hub() -> Iterator[Hub]:
+    with serving(Hub()) as served:
         yield served
 
 
@@ -83,11 +83,11 @@ def stage(hub_url: str, home: Path, *asked: dict[str, Any]) -> list[dict[str, An
 
 
 def test_stage_hub_dataset_is_pinned_and_read_as_the_hub_serves_it(
-    hub: DatasetHub, tmp_path: Path
+    hub: Hub, tmp_path: Path
 ) -> None:
-    old = hub.add("org/plain", {"train.jsonl": jsonl_bytes(ROWS[:2]), "README.md": b""})
-    new = hub.add("org/plain", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
-    hub.gated.add("org/gated")
+    old = hub.add_dataset("org/plain", {"train.jsonl": jsonl_bytes(ROWS[:2]), "README.md": b""})
+    new = hub.add_dataset("org/plain", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
+    hub.gated.add("datasets/org/gated")
     newest, again, pinned, gone, split, gated, revision = stage(
         hub.url,
         tmp_path,
@@ -112,11 +112,11 @@ def test_stage_hub_dataset_is_pinned_and_read_as_the_hub_serves_it(
 
 
 def test_stage_hub_dataset_with_a_script_comes_as_the_hub_converted_it(
-    hub: DatasetHub, tmp_path: Path
+    hub: Hub, tmp_path: Path
 ) -> None:
-    first = hub.add("org/script", {"script.py": SCRIPT, "README.md": b"# old"})
-    head = hub.add("org/script", {"script.py": SCRIPT, "README.md": b""})
-    branch = hub.add(
+    first = hub.add_dataset("org/script", {"script.py": SCRIPT, "README.md": b"# old"})
+    head = hub.add_dataset("org/script", {"script.py": SCRIPT, "README.md": b""})
+    branch = hub.add_dataset(
         "org/script",
         {
             "en/train/0000.parquet": parquet_bytes(ROWS[:3]),
@@ -126,7 +126,7 @@ def test_stage_hub_dataset_with_a_script_comes_as_the_hub_converted_it(
         },
         "refs/convert/parquet",
     )
-    hub.add("org/never", {"never.py": SCRIPT})
+    hub.add_dataset("org/never", {"never.py": SCRIPT})
     en = {"name": "org/script", "subset": "en"}
     one, again, named, pinned, earlier, subset, split, partial, never, wrong = stage(
         hub.url,
@@ -162,9 +162,9 @@ def test_stage_hub_dataset_with_a_script_comes_as_the_hub_converted_it(
     assert "subset fr; it has de, en." in wrong["error"]
 
 
-def test_stage_hf_url_is_pinned_to_the_commit(hub: DatasetHub, tmp_path: Path) -> None:
+def test_stage_hf_url_is_pinned_to_the_commit(hub: Hub, tmp_path: Path) -> None:
     files = {"data/train-0.parquet": parquet_bytes(ROWS), "extra.jsonl": jsonl_bytes(ROWS[:1])}
-    commit = hub.add("org/files", files)
+    commit = hub.add_dataset("org/files", files)
     url = "hf://datasets/org/files"
     parquet = {"source": "parquet", "path": f"{url}/data"}
     folder, again, pattern, lines, gone, repository, revision = stage(
@@ -195,9 +195,9 @@ def test_stage_hf_url_is_pinned_to_the_commit(hub: DatasetHub, tmp_path: Path) -
 
 
 def test_download_dataset_command_of_the_hub_writes_what_a_spec_reads(
-    hub: DatasetHub, tmp_path: Path
+    hub: Hub, tmp_path: Path
 ) -> None:
-    commit = hub.add("org/down", {"train.csv": b"text,n\na,1\nb,2\n", "README.md": b""})
+    commit = hub.add_dataset("org/down", {"train.csv": b"text,n\na,1\nb,2\n", "README.md": b""})
     command = [sys.executable, "-m", "chatspace", "download-dataset", "--name", "org/down"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:

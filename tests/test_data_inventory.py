@@ -181,3 +181,17 @@ def test_check_unique_ids_agrees_with_a_set(
     else:
         with pytest.raises(InputError, match=re.escape("Duplicate id")):
             check_unique_ids(files, "id", cut)
+
+
+def test_check_unique_ids_in_files_names_the_same_duplicate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatspace.data.scratch._MEMORY_BYTES", 0)
+    monkeypatch.setattr("chatspace.data.scratch._PART_VALUES", 8)
+    ids = [f"id {n}" for n in range(200)]
+    path = write(tmp_path / "a.parquet", {"text": ["x"] * 201, "id": [*ids, "id 7"]})
+    files = inventory([path], section())
+    check_unique_ids(files, "id", 200, scratch=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"is 'id 7' in row 7 of .* and in row 200 of "):
+        check_unique_ids(files, "id", 201, scratch=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -19,7 +19,7 @@ from chatspace.data.sources import dataset_label
 from chatspace.data.staging import stage_split
 from chatspace.shards.records import ShardSpan
 from chatspace.spec.dataset import DatasetSection
-from tests.dataset_hub import DatasetHub, serving
+from tests.hub import Hub, serving
 from tests.stores import (
     command,
     environment,
@@ -92,9 +92,9 @@ def test_sources_page_example_gives_texts(
 
 
 def test_sources_page_examples_of_the_hub_give_texts(tmp_path: Path) -> None:
-    hub = DatasetHub()
-    hub.add("org/plain", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
-    hub.add("org/files", {"data/train.parquet": parquet_bytes(ROWS)})
+    hub = Hub()
+    hub.add_dataset("org/plain", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
+    hub.add_dataset("org/files", {"data/train.parquet": parquet_bytes(ROWS)})
     examples = [example for example in EXAMPLES if is_of_hub(example)]
     assert len(examples) == 2
     with serving(hub):

@@ -33,7 +33,7 @@ def add_task(plan: Plan, index: int, dtype: str | None, *, node: str, **facts: A
     manifest = TaskManifest.open(path, plan.owner(split), index, index + 1)
     ended = {"stages": {}, "n_tokens": 7, "n_padded_tokens": 8, "runtime": {"dtype": dtype}}
     manifest.attempts.append(
-        {"attempt": attempt, "host": node, **facts, **(ended if dtype else {"state": "running"})}
+        {"attempt": attempt, "host": node, **(ended if dtype else {"state": "running"}), **facts}
     )
     manifest.record(commit(split_store(plan, split, attempt), index))
 
@@ -48,6 +48,15 @@ def test_gather_one_dtype_says_which_and_warns_of_nothing(
     assert gathered.content["compute_dtypes"] == ["bfloat16"]
     assert gathered.content["notes"] == []
     assert caplog.records == []
+
+
+def test_gather_adds_up_the_stages_that_the_kind_names(plan: Plan) -> None:
+    times = {"requests": {"busy_s": 1.5, "idle_s": 0.25}}
+    for index in range(N_SHARDS):
+        add_task(plan, index, "float32", node="gpu-01", stages=times)
+    (gathered,) = gather_run(plan)
+    total = {"requests": {"busy_s": 1.5 * N_SHARDS, "idle_s": 0.25 * N_SHARDS}}
+    assert gathered.content["stages"] == total
 
 
 def test_gather_two_dtypes_names_the_nodes_of_the_rarer_and_the_key(

@@ -132,7 +132,7 @@ def test_stage_gives_the_run_that_was_planned_before_and_needs_no_network_after(
     assert "export HF_HUB_OFFLINE=1\n" in script
     assert f"export HF_HUB_CACHE={user.folder}/ws/models/hub\n" in script
     assert "there already" in user.run("stage", "spec.yaml", **offline)
-    user.hub.heads["org/tiny"] = NEXT  # main moved: the run stays the one that was staged
+    user.hub.refs["org/tiny"]["main"] = NEXT  # main moved: the run stays the one that was staged
     assert run_id(user.run("setup", "spec.yaml")) == before
 
 
@@ -288,6 +288,14 @@ def test_stage_that_cannot_work_says_why_in_one_line(
     user.write_spec(**sections)
     error = user.run("stage", "spec.yaml", code=code, **env)
     assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_stage_finds_a_limit_that_the_model_cannot_have(user: User) -> None:
+    user.write_spec(model={"long_text": "chunk", "chunk_tokens": 2})
+    for command in ("stage", "setup"):  # then the model is here, and planning sees it
+        error = user.run(command, "spec.yaml", code=2)
+        assert "No room for text: the limit is 2 tokens" in error
     assert len(error.splitlines()) == 1
 
 

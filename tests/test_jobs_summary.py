@@ -91,6 +91,12 @@ def test_render_summary_takes_square_brackets_as_they_are() -> None:
     assert "[b]m" in _shown(replace(SUMMARY, model="[b]m"))
 
 
+def test_render_summary_says_nothing_of_padding_where_nobody_knows_it() -> None:
+    assert "570,000 computed, 10.0% of them padding" in _shown(SUMMARY)
+    shown = _shown(replace(SUMMARY, n_padded_tokens=0))
+    assert "513,000" in shown and "padding" not in shown
+
+
 def test_summary_without_tokens_has_no_padding_waste() -> None:
     assert replace(SUMMARY, n_tokens=0, n_padded_tokens=0).padding_waste == 0.0
 

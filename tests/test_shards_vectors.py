@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from chatspace.errors import ModelError
 from chatspace.shards.store import read_shard_footer
 from chatspace.shards.table import embedding_matrix, float_vectors, vector_norms
 from chatspace.shards.vectors import (
@@ -18,6 +19,7 @@ from chatspace.shards.vectors import (
     Encoding,
     dequantised,
     encoding_of,
+    finite_floats,
     norm_range,
     quantised,
 )
@@ -36,6 +38,25 @@ MATRICES = hnp.arrays(
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_finite_floats_rounds_for_float16_alone() -> None:
+    vectors = np.array([[0.1, 3.0]], np.float32)
+    rows = np.array([7])
+    assert finite_floats(vectors, "float32", rows) is vectors
+    halves = finite_floats(vectors, "float16", rows)
+    assert halves.dtype == np.float16
+    np.testing.assert_array_equal(halves, vectors.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("bad", "dtype"), [(1e6, "float16"), (np.nan, "float32"), (np.inf, "int8")]
+)
+def test_finite_floats_names_the_first_row_that_cannot_be_stored(bad: float, dtype: str) -> None:
+    vectors = np.array([[1, 2], [3, bad], [bad, 4]], np.float32)
+    words = rf"row_index=8; 2 rows of this shard, as {dtype}\. Use float32"
+    with pytest.raises(ModelError, match=words):
+        finite_floats(vectors, dtype, np.array([7, 8, 9]))
 
 
 @given(MATRICES)

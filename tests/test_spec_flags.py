@@ -41,6 +41,13 @@ def test_iter_flags_short_name_only_where_it_is_unambiguous(
     assert FLAGS[key].names == names
 
 
+def test_iter_flags_taken_name_is_left_to_the_command() -> None:
+    flags = {flag.key: flag for flag in iter_flags(EmbedSpec, taken=["--workers"])}
+    assert flags["encode.workers"].names == ("--encode-workers",)
+    assert FLAGS["encode.workers"].names == ("--workers", "--encode-workers")
+    assert all(flag == FLAGS[key] for key, flag in flags.items() if key != "encode.workers")
+
+
 @pytest.mark.parametrize(
     ("key", "type_", "is_list", "choices"),
     [

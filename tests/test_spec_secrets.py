@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from chatspace.data.sources import dataset_label
 from chatspace.data.staging import stage_split
 from chatspace.errors import ChatspaceError, SpecError
+from chatspace.spec.cluster import resolve_cluster
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.loading import spec_from_mapping
-from chatspace.spec.secrets import holds_secret, without_query
+from chatspace.spec.secrets import holds_secret, holds_token, without_query
 from tests.test_data_staging_together import served
 
 SECRET = "hunter2"
@@ -30,6 +31,17 @@ URLS = [
     "simplecache::https://u:hunter2@h/t.parquet",
     "zip://a.csv::https://u:hunter2@h/t.zip",
     "zip://a.csv::https://h/t.zip?user_pass=hunter2",
+]
+# Made up, and put together here so that nobody who scans this file for secrets finds one.
+TOKENS = [
+    "hf_" + "aB3" * 11,
+    "sk-" + "proj-aB3" * 4,
+    "AKIA" + "ABCDEFGH23456789",
+    "ghp_" + "aB3" * 12,
+    "github_pat_" + "aB3_" * 9,
+    "glpat-" + "aB3-" * 5,
+    "xoxb-" + "1234567890-aB3",
+    "AIza" + "aB3-_" * 7,
 ]
 
 
@@ -61,6 +73,42 @@ def test_holds_secret_finds_it_and_the_spec_is_refused_without_showing_it(url: s
 )
 def test_holds_secret_leaves_other_urls_alone(url: str) -> None:
     assert not holds_secret(url)
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("url", ["https://h/{}/t.parquet", "s3://b/a.csv?v={}", "/data/{}.csv"])
+def test_holds_secret_knows_tokens_without_a_name(token: str, url: str) -> None:
+    assert holds_secret(url.format(token))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_datasets_of_many_long_names",
+        "sk-learn-20-document-classification",
+        "task-2024-AbCdEfGhIjKlMnOpQrSt",
+        "AKIAH/part-00000.parquet",
+        "ghp_x",
+        "glpat-x",
+    ],
+)
+def test_holds_token_leaves_names_alone(name: str) -> None:
+    assert not holds_token(f"s3://bucket/{name}/a.parquet")
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_resolve_cluster_token_under_an_innocent_name_is_refused_and_not_shown(token: str) -> None:
+    values = {
+        "kind": "embed",
+        "name": "x",
+        "dataset": {"source": "parquet", "path": "a"},
+        "container": {"env": {"MODEL_USER": token}},
+    }
+    with pytest.raises(
+        SpecError, match=r"Secret in a file: container\.env\.MODEL_USER; "
+    ) as caught:
+        resolve_cluster(spec_from_mapping(values, "test"))
+    assert token not in str(caught.value)
 
 
 @given(user=st.from_regex(r"[a-z0-9_$]{1,9}", fullmatch=True), chain=st.integers(0, 3))

@@ -177,6 +177,6 @@ def test_runs_html_of_many_shows_the_latest() -> None:
 def test_status_line_is_one_line() -> None:
     line = status_line(status_of(failures={"train 1": "a\nb"}, slurm="silent"))
     assert line == (
-        "docs-01234567: running · 40 of 100 rows · 12.5 rows/s · ETA 1:15 · 1 tasks failed · "
+        "docs-01234567: running · 40 of 100 rows · 12.5 rows/s · ETA 1:15 · 1 task failed · "
         "SLURM does not answer"
     )

@@ -10,6 +10,7 @@ from chatspace.checks.findings import Finding, failed, passed, warned
 from chatspace.checks.storage import is_local_only
 from chatspace.jobs.summary import format_bytes
 from chatspace.plan.model import Plan
+from chatspace.wording import counted
 
 _ONLINE = "Choose a profile whose nodes reach it, or `chatspace run` it on this machine."
 _MOVE = "Put it on a shared file system, unless this one is mounted everywhere."
@@ -63,7 +64,7 @@ def dataset_is_there(plan: Plan, other_nodes: int) -> Iterable[Finding]:
     if gone:
         yield failed(
             "dataset",
-            f"{len(gone):,} of {len(files):,} files are gone or changed, such as {gone[0]}",
+            f"{len(gone):,} of {counted(len(files), 'file')} gone or changed, such as {gone[0]}",
             f"Run `{stage_command(plan)}`.",
         )
         return
@@ -71,8 +72,7 @@ def dataset_is_there(plan: Plan, other_nodes: int) -> Iterable[Finding]:
     if is_local_only(where, other_nodes):
         yield warned("dataset", f"{where} is local to this machine", _MOVE)
     else:
-        count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-        yield passed("dataset", f"{count}, {size}, in {where}")
+        yield passed("dataset", f"{counted(len(files), 'file')}, {size}, in {where}")
 
 
 def _has_size(path: Path, size: int) -> bool:

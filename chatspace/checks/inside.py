@@ -28,6 +28,7 @@ from chatspace.checks.findings import (
     warned,
 )
 from chatspace.checks.inputs import dataset_is_there, stage_command, where_it_lies
+from chatspace.errors import ChatspaceError
 from chatspace.kinds import KINDS
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan
@@ -54,6 +55,7 @@ def look_inside(folder: Path, say: Callable[[str], None]) -> bool:
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("python", lambda: python_is_right(plan)),
         ("imports", lambda: imports_work(plan)),
+        ("key", lambda: kind_is_ready(plan)),
     ]
     if (folder / "node").exists():
         checks += [
@@ -117,6 +119,20 @@ def imports_work(plan: Plan) -> Iterable[Finding]:
         return
     known = ", ".join(f"{name} {found}" for name in _SHOWN_PACKAGES if (found := _version(name)))
     yield passed("imports", f"{known}, in {time.monotonic() - started:.0f} s")
+
+
+def kind_is_ready(plan: Plan) -> Iterable[Finding]:
+    """Looks for what tasks of some kinds need and no plan holds: a key."""
+    check_ready = KINDS[plan.kind].readiness()
+    if check_ready is None:
+        return
+    try:
+        check_ready(plan.model)
+    except ChatspaceError as error:
+        seen, _, step = str(error).partition(". ")
+        yield failed("key", seen, step)
+        return
+    yield passed("key", "there, or not needed")
 
 
 def _version(name: str) -> str | None:

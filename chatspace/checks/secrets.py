@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 
 from chatspace.checks.findings import Finding, failed, passed
 from chatspace.spec.cluster import SECRET_NAME
+from chatspace.spec.secrets import TOKENS
 
 # A shorter value, such as `1`, occurs by chance.
 SHORTEST = 8
-_LOOKS_LIKE = {
-    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
-}
 
 
 def no_secret_in(texts: Mapping[str, str], environment: Mapping[str, str]) -> Iterable[Finding]:
@@ -34,7 +30,7 @@ def no_secret_in(texts: Mapping[str, str], environment: Mapping[str, str]) -> It
         f"the value of {name}": [f for f, text in texts.items() if _occurs(value, text)]
         for name, value in secrets.items()
     }
-    for what, pattern in _LOOKS_LIKE.items():
+    for what, pattern in TOKENS.items():
         where[f"what looks like {what}"] = [f for f, text in texts.items() if pattern.search(text)]
     found = [f"{what} in {', '.join(files)}" for what, files in where.items() if files]
     if found:

@@ -13,9 +13,7 @@ from chatspace.errors import SpecError
 if TYPE_CHECKING:
     from chatspace.jobs.setup import SetUp
 
-SpecArgument = Annotated[
-    str | None, typer.Argument(metavar="[SPEC]", help="Run spec, a YAML file.")
-]
+SpecArgument = Annotated[str | None, typer.Argument(metavar="SPEC", help="Run spec, a YAML file.")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="The same as SPEC.")]
 SetOption = Annotated[
     list[str] | None,
@@ -39,7 +37,7 @@ WorkersOption = Annotated[
     typer.Option("--workers", min=1, help="Slices at the same time [one a GPU; one on a CPU]."),
 ]
 UseProbeOption = Annotated[
-    bool, typer.Option("--use-probe", help="With what `chatspace probe` suggested for the spec.")
+    bool, typer.Option("--use-probe", help="Take what `chatspace probe` suggested for the spec.")
 ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatspace.commands.output import say, say_at_once
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from chatspace.spec.dataset import DatasetSection
@@ -57,7 +58,7 @@ def download_dataset(
     came = "downloaded now" if done.is_new else "was there already"
     say(f"{name}, split {split}{at}: {came}")
     _say_folder(done.folder, record)
-    _say_section(done.home, f"split: {_yaml(split)}")
+    _say_section(done.path, f"split: {_yaml(split)}")
 
 
 def convert(
@@ -100,7 +101,7 @@ def convert(
         say(f"split {item.split}: converted from {item.record['source']}")
         _say_folder(item.folder, item.record)
     names = ", ".join(_yaml(item.split) for item in done)
-    _say_section(out.absolute(), f"split: {names}" if len(done) == 1 else f"splits: [{names}]")
+    _say_section(str(out.absolute()), f"split: {names}" if len(done) == 1 else f"splits: [{names}]")
 
 
 def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
@@ -154,14 +155,14 @@ def _refuse_hub_options(values: dict[str, Any]) -> None:
 
 
 def _format_of(url: str) -> str:
-    from chatspace.data.sources import EXTENSIONS
+    from chatspace.data.formats import format_of_name
 
     last = url.partition("?")[0].rsplit("/", 1)[-1]
-    return next((name for name, ends in EXTENSIONS.items() if last.endswith(ends)), "parquet")
+    return format_of_name(last) or "parquet"
 
 
-def _say_section(home: Path, which: str) -> None:
-    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {_yaml(str(home))}, {which}}}")
+def _say_section(path: str, which: str) -> None:
+    say(f"\nIn a run spec:\n  dataset: {{source: parquet, path: {_yaml(path)}, {which}}}")
 
 
 def _yaml(text: str) -> str:
@@ -178,9 +179,9 @@ def _yaml(text: str) -> str:
 def _say_folder(folder: Path, record: dict[str, Any]) -> None:
     from chatspace.jobs.summary import format_bytes
 
-    files = "1 file" if len(record["parts"]) == 1 else f"{len(record['parts']):,} files"
+    files = counted(len(record["parts"]), "file")
     features = [f"{name} ({type_})" for name, type_ in record["features"].items()]
     shown = ", ".join(features[:8]) + (", ..." if len(features) > 8 else "")
-    say(f"  {record['rows']:,} rows, {format_bytes(record['bytes'])}, {files} in {folder}")
+    say(f"  {counted(record['rows'], 'row')}, {format_bytes(record['bytes'])}, {files} in {folder}")
     say(f"  columns: {shown}")
     say(f"  checksums: {folder / 'dataset.json'}")

@@ -18,6 +18,7 @@ from chatspace.commands.arguments import (
 )
 from chatspace.commands.output import print_rich, say, say_at_once
 from chatspace.errors import ExitCode, SpecError
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,12 @@ def _examine(
         scheduler=SlurmScheduler(),
         node_timeout_min=node_timeout_min,
     )
-    return [passed("plan", f"{plan.run_id}: {rows:,} rows, {len(scripts) - 1} array"), *found]
+    return [
+        passed(
+            "plan", f"{plan.run_id}: {counted(rows, 'row')}, {counted(len(scripts) - 1, 'array')}"
+        ),
+        *found,
+    ]
 
 
 def _planned(

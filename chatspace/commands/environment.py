@@ -34,7 +34,7 @@ def create(
         bool, typer.Option("--recreate", help="Replace the environment that is there.")
     ] = False,
     submit: Annotated[
-        bool, typer.Option("--submit", help="As a SLURM job; its node needs internet.")
+        bool, typer.Option("--submit", help="Make it in a SLURM job; its node needs internet.")
     ] = False,
     out: OutOption = Path(),
 ) -> None:

@@ -29,6 +29,8 @@ from chatspace.commands.arguments import (
 )
 from chatspace.commands.output import configure_logging, print_rich, say
 from chatspace.errors import SpecError
+from chatspace.kinds import KINDS
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from chatspace.jobs.setup import SetUp
@@ -56,10 +58,10 @@ def submit(
     out: OutOption = Path(),
     workspace: WorkspaceOption = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Although jobs of the run are active.")
+        bool, typer.Option("--again", help="Submit also while jobs of the run are active.")
     ] = False,
     no_doctor: Annotated[
-        bool, typer.Option("--no-doctor", help="Without looking first whether all is fit.")
+        bool, typer.Option("--no-doctor", help="Do not look first whether all is fit.")
     ] = False,
 ) -> None:
     """Set up and submit to SLURM, with a gather job."""
@@ -79,7 +81,7 @@ def submit(
         return
     for job in submit_all(done, SlurmScheduler(), again=again):
         what = (
-            f"split {job.split}, {job.count:,} task{'s' if job.count != 1 else ''}"
+            f"split {job.split}, {counted(job.count, 'task')}"
             if job.split
             else "gather, when the arrays end"
         )
@@ -96,7 +98,12 @@ def run(
     workers: WorkersOption = None,
 ) -> None:
     """Run everything on this machine, without SLURM."""
-    done = spec_or_run(one_of(spec, config), set_ or [], None, workspace)
+    from functools import partial
+
+    from chatspace.api import check_submittable
+
+    check = partial(check_submittable, executor="local", again=True)
+    done = spec_or_run(one_of(spec, config), set_ or [], None, workspace, check=check)
     show_summary(done.plan, *run_here(done, workers))
 
 
@@ -104,8 +111,10 @@ def task(
     plan: Annotated[Path, typer.Option("--plan", help="The run's plan.json.")],
     split: Annotated[str | None, typer.Option("--split", help="Split of the dataset.")] = None,
     slice_: Annotated[int | None, typer.Option("--slice", help="Slice of the split.")] = None,
-    of: Annotated[int | None, typer.Option("--of", help="Slices the caller knows of.")] = None,
-    repair: Annotated[int | None, typer.Option("--repair", help="Instead: a repair.")] = None,
+    of: Annotated[int | None, typer.Option("--of", help="Slices that the script is for.")] = None,
+    repair: Annotated[
+        int | None, typer.Option("--repair", help="Number of a repair, instead of a slice.")
+    ] = None,
     index: Annotated[int | None, typer.Option("--index", help="Task of the repair.")] = None,
     lanes: Annotated[int, typer.Option("--lanes", min=1, help="Processes of the task.")] = 1,
 ) -> None:
@@ -134,7 +143,7 @@ def gather(
     plan = open_run(run, workspace=workspace).plan
     for item in gather_run(plan, verify=verify):
         total = item.content["rows_total"]
-        say(f"{plan.run_id} {item.split}: {total:,} rows accounted for; {item.manifest}")
+        say(f"{plan.run_id} {item.split}: {counted(total, 'row')} accounted for; {item.manifest}")
 
 
 def verify(run: RunArgument, workspace: WorkspaceOption = None) -> None:
@@ -144,7 +153,7 @@ def verify(run: RunArgument, workspace: WorkspaceOption = None) -> None:
 
     plan = open_run(run, workspace=workspace).plan
     for split, n_shards in verify_run(plan).items():
-        say(f"{plan.run_id} {split}: {n_shards:,} shards verified")
+        say(f"{plan.run_id} {split}: {counted(n_shards, 'shard')} verified")
 
 
 def embed_hf(context: typer.Context) -> None:
@@ -157,7 +166,7 @@ def embed_hf(context: typer.Context) -> None:
 
 
 def schema(
-    kind: Annotated[str, typer.Option("--kind", help="Kind of run.")] = "embed",
+    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(KINDS)}.")] = "embed",
 ) -> None:
     """Print the JSON schema of run specs, for editors."""
     from chatspace.spec.schema import json_schema

@@ -10,6 +10,7 @@ import typer
 
 from chatspace.commands.arguments import ConfigOption, SetOption, SpecArgument, one_of
 from chatspace.commands.output import say, say_at_once
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from chatspace.data.fetch import Fetched
@@ -50,7 +51,8 @@ def _lines(staged: Staged, path: Path, overrides: list[str]) -> list[str]:
     if plan.model.get("base_url"):
         needs = "its tasks ask the endpoint"
     again = "".join(f" --set {shlex.quote(text)}" for text in overrides)
-    command = f"chatspace submit {shlex.quote(str(path))}{again}"
+    verb = "run" if plan.cluster["scheduler"] == "none" else "submit"
+    command = f"chatspace {verb} {shlex.quote(str(path))}{again}"
     return [*lines, f"run      {plan.run_id}: {needs}", "", "Next:", f"  {command}"]
 
 
@@ -63,7 +65,7 @@ def _model_lines(model: Fetched) -> list[str]:
     parts += [f"{there} there already"] if there else []
     lines = [
         f"model    {model.name} at {model.commit[:12]}",
-        f"         {model.files} files, {format_bytes(model.bytes)}: {', '.join(parts)}",
+        f"         {counted(model.files, 'file')}, {format_bytes(model.bytes)}: {', '.join(parts)}",
         "         every checksum agrees with the hub's",
         f"         in {model.folder}",
     ]
@@ -80,6 +82,6 @@ def _split_lines(item: StagedSplit) -> list[str]:
     at = f" at {split.revision[:12]}" if split.revision else ""
     return [
         f"dataset  {split.dataset}, split {split.name}{at}",
-        f"         {split.rows:,} rows, {format_bytes(item.bytes)}: {source}",
+        f"         {counted(split.rows, 'row')}, {format_bytes(item.bytes)}: {source}",
         f"         in {item.folder}",
     ]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chatspace.commands.arguments import RunArgument, WorkspaceOption
 from chatspace.commands.output import say
+from chatspace.wording import counted
+
+if TYPE_CHECKING:
+    from chatspace.mend.resubmit import Resubmitted
 
 
 def resubmit(
@@ -27,13 +32,13 @@ def resubmit(
     ] = None,
     share: Annotated[
         bool,
-        typer.Option("--share", help="Also what active tasks have; they share it."),
+        typer.Option("--share", help="Take also what active tasks have; they share it."),
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every shard first, and redo damaged ones.")
     ] = False,
     no_doctor: Annotated[
-        bool, typer.Option("--no-doctor", help="Without looking first whether all is fit.")
+        bool, typer.Option("--no-doctor", help="Do not look first whether all is fit.")
     ] = False,
 ) -> None:
     """Submit what is missing of a run, and nothing else."""
@@ -54,29 +59,28 @@ def resubmit(
         verify=verify,
         check=None if no_doctor else partial(refuse_unfit, tell=say),
     )
-    name = shlex.quote(run)
     if not done.n_missing:
-        say(f"{plan.run_id}: every shard is there. Next: chatspace gather {name}")
+        say(f"{plan.run_id}: every shard is there. Next: chatspace gather {shlex.quote(run)}")
         return
+    say("\n".join(_resubmitted_lines(done)))
+
+
+def _resubmitted_lines(done: Resubmitted) -> Iterator[str]:
+    """Yields what was found missing and what was submitted of it."""
     if done.n_active:
-        say(
-            f"{done.n_active} of {done.n_missing} missing shards are with tasks that are queued or "
-            f"running"
-            + ("." if done.submissions else "; nothing submitted. --share adds tasks to them.")
-        )
+        missing = counted(done.n_missing, "missing shard")
+        ending = "." if done.submissions else "; nothing submitted. --share adds tasks to them."
+        verb = "is" if done.n_active == 1 else "are"
+        yield f"{done.n_active} of {missing} {verb} with tasks that are queued or running{ending}"
     if done.excluded:
-        nodes = ", ".join(done.excluded)
-        say(
-            f"avoiding nodes on which tasks failed twice: {nodes} "
-            f"(not so with --set slurm.exclude_failed_nodes=false)"
+        yield (
+            f"avoiding nodes on which tasks failed twice: {', '.join(done.excluded)} "
+            "(not so with --set slurm.exclude_failed_nodes=false)"
         )
     for job in done.submissions:
-        what = (
-            f"split {job.split}, {job.count:,} task{'s' if job.count != 1 else ''}"
-            if job.split
-            else "gather, when they end"
-        )
-        say(f"job {job.job_id}: {what}{f', repair {job.repair}' if job.repair else ''}")
+        what = f"split {job.split}, {counted(job.count, 'task')}"
+        repair = f", repair {job.repair}" if job.repair else ""
+        yield f"job {job.job_id}: {what if job.split else 'gather, when they end'}{repair}"
 
 
 def cancel(run: RunArgument, workspace: WorkspaceOption = None) -> None:

@@ -14,15 +14,17 @@ import pyarrow as pa
 from chatspace.data.condition import matching_rows
 from chatspace.data.inputs import InputFile
 from chatspace.data.parquet import check_column, open_parquet, reading, shown_type
+from chatspace.data.scratch import Scratch
 from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+from chatspace.wording import counted
 
 Ints = npt.NDArray[np.int64]
-Strata = npt.NDArray[np.integer]
 
 BLOCK_ROWS = 1 << 20
 MAX_STRATA = 1 << 16
+STRATUM = np.uint16
 # A column may be wide, and strata are short: a batch of this many rows holds what a few names take.
 _BATCH_ROWS = 1 << 13
 
@@ -75,24 +77,23 @@ def find_candidates(files: Sequence[InputFile], dataset: DatasetSection) -> Cand
         given = (("where", dataset.where), ("skip_rows", dataset.skip_rows))
         asked = " and ".join(f"dataset.{key}={shown(v)}" for key, v in given if v is not None)
         raise InputError(
-            f"No rows left: {asked} leaves none of the {total:,} rows of "
+            f"No rows left: {asked} leaves none of the {counted(total, 'row')} of "
             f"{shown(Path(files[0].path))}{' and others' if len(files) > 1 else ''}. "
             "Change it, or leave it out."
         )
     return found
 
 
-def strata(files: Sequence[InputFile], column: str) -> tuple[Strata, list[Any]]:
-    """Returns the stratum of each row of the split, and the value that stands for each stratum.
+def strata(files: Sequence[InputFile], column: str, codes: Scratch) -> list[Any]:
+    """Writes the stratum of each row of the split, two bytes each; returns what each stands for.
 
-    Only the column is read. Memory is one byte a row up to 256 strata, else two.
+    Only the column is read. Memory is a batch and the values of the strata.
 
     Raises:
         InputError: the column is missing, nested, or has too many values.
+        OutputError: there is no room for the strata.
     """
-    codes: Strata = np.zeros(sum(file.rows for file in files), np.uint8)
     known: dict[Any, int] = {}
-    row = 0
     for file in files:
         for values in _column_batches(file.path, column):
             encoded, found_values = _encoded(values, column, file.path)
@@ -102,12 +103,8 @@ def strata(files: Sequence[InputFile], column: str) -> tuple[Strata, list[Any]]:
                     f"Too many strata: dataset.sample.stratify_by={column!r} has more than "
                     f"{MAX_STRATA:,} values in {shown(Path(file.path))}. Name another column."
                 )
-            if len(known) > 256 and codes.dtype == np.uint8:
-                codes = codes.astype(np.uint16)
-            found = np.array(wanted, codes.dtype)[encoded]
-            codes[row : row + len(found)] = found
-            row += len(found)
-    return codes, list(known)
+            codes.append(np.array(wanted, STRATUM)[encoded])
+    return list(known)
 
 
 def _encoded(values: pa.Array, column: str, path: str) -> tuple[Ints, list[Any]]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from chatspace.atomic import output_error, publish, temp_path
-from chatspace.data.candidates import Candidates, find_candidates, strata
+from chatspace.data.candidates import STRATUM, Candidates, find_candidates, strata
 from chatspace.data.inputs import InputFile
-from chatspace.data.sampling import Block, draw, shares
+from chatspace.data.sampling import Strata, draw, shares
+from chatspace.data.scratch import Scratch, scratch_files
 from chatspace.data.selection import SelectedRows, write_list
+from chatspace.layout import Layout
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.sample import SampleSection
 
@@ -50,11 +53,8 @@ def choose_rows(
             first_row=candidates.start, path=None, sha256=None, group_rows=groups.rows
         )
         return n_candidates, selected
-    blocks: Iterable[Ints] = candidates.blocks()
-    if wanted < n_candidates:
-        assert dataset.sample is not None
-        blocks = _drawn(files, candidates, dataset.sample, (n_candidates, wanted))
-    digest, path = _write(folder, groups.counted(blocks))
+    with _chosen(files, candidates, dataset.sample, (n_candidates, wanted), workspace) as blocks:
+        digest, path = _write(folder, groups.counted(blocks))
     relative = str(path.relative_to(workspace))
     return wanted, SelectedRows(first_row=0, path=relative, sha256=digest, group_rows=groups.rows)
 
@@ -66,30 +66,49 @@ def _wanted(sample: SampleSection, n_rows: int) -> int:
     return max(1, round(sample.fraction * n_rows))
 
 
-def _drawn(
+@contextmanager
+def _chosen(
     files: Sequence[InputFile],
     candidates: Candidates,
-    sample: SampleSection,
+    sample: SampleSection | None,
     counts: tuple[int, int],
-) -> Iterable[Ints]:
+    workspace: Path,
+) -> Iterator[Iterable[Ints]]:
+    """Gives the rows that are read, in blocks."""
     n_candidates, wanted = counts
-    if sample.stratify_by is None:
-        return draw(
+    if sample is None or wanted == n_candidates:
+        yield candidates.blocks()
+    elif sample.stratify_by is None:
+        yield draw(
             lambda: ((rows, None) for rows in candidates.blocks()),
             np.array([n_candidates]),
             np.array([wanted]),
             sample.seed,
         )
-    codes, values = strata(files, sample.stratify_by)
+    else:
+        n_bytes = np.dtype(STRATUM).itemsize * sum(file.rows for file in files)
+        with scratch_files(Layout(workspace).cache(), 1, n_bytes) as (codes,):
+            n_strata = len(strata(files, sample.stratify_by, codes))
+            yield _drawn_evenly(candidates, codes, (n_strata, wanted), sample.seed)
 
-    def blocks() -> Iterator[Block]:
+
+def _drawn_evenly(
+    candidates: Candidates, codes: Scratch, counts: tuple[int, int], seed: int
+) -> Iterable[Ints]:
+    """Returns the rows of a draw that keeps the share of each stratum."""
+    n_strata, wanted = counts
+
+    def blocks() -> Iterator[tuple[Ints, Strata]]:
         for rows in candidates.blocks():
-            yield rows, codes[rows]
+            if len(rows):
+                first = int(rows[0])
+                of_range = codes.read(STRATUM, first, int(rows[-1]) + 1)
+                yield rows, of_range[rows - first]
 
-    sizes = np.zeros(len(values), np.int64)
-    for rows in candidates.blocks():
-        sizes += np.bincount(codes[rows], minlength=len(values))
-    return draw(blocks, sizes, shares(sizes, wanted), sample.seed)
+    sizes = np.zeros(n_strata, np.int64)
+    for _, found in blocks():
+        sizes += np.bincount(found, minlength=n_strata)
+    return draw(blocks, sizes, shares(sizes, wanted), seed)
 
 
 class _Groups:

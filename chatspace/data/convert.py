@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chatspace.data.formats import EXTENSIONS, refuse_other_format
 from chatspace.data.identity import common_folder, with_digests, without
 from chatspace.data.json_items import json_items, json_rows
 from chatspace.data.opening import with_compression
 from chatspace.data.parquet import reading
 from chatspace.data.plain_text import read_text
-from chatspace.data.sources import EXTENSIONS, find_files, natural_order
+from chatspace.data.sources import find_files, natural_order
 from chatspace.data.staged_folder import no_ids, read_record, write_folder
 from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl, read_objects
 from chatspace.errors import InputError, OutputError, SpecError
@@ -73,7 +74,7 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
     Raises:
         InputError: the files are missing, damaged, of no known format, or hold no rows.
         OutputError: `out` cannot be written, or holds something else.
-        SpecError: the format is unknown.
+        SpecError: the format is unknown, or Parquet.
     """
     if not task.path.exists():
         raise InputError(
@@ -81,10 +82,14 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
         )
     _refuse_saved_splits(task.path)
     format_ = task.format or _told_by_names(task.path)
+    if format_ == "parquet":
+        raise SpecError(f"Parquet already: {shown(task.path)}. {_advice(format_)}.")
     if format_ not in FORMATS:
         known = ", ".join(FORMATS)
         raise SpecError(f"Unknown format: {shown(format_)}; known: {known}. Name one of them.")
     files = _files(task.path, format_)
+    for path in files if format_ in EXTENSIONS else []:
+        refuse_other_format(path, format_, _advice)
     tables = list(_tables(task, files, format_, note))
     _refuse_twice([(split, paths) for split, paths, _ in tables])
     folders = [_folder(task, split) for split, _, _ in tables]
@@ -95,6 +100,13 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
             Converted(split=split, folder=folder, record=write_folder(folder, table, about, no_ids))
         )
     return done
+
+
+def _advice(format_: str) -> str | None:
+    """Returns what to do with a file of another format than the one that was named."""
+    if format_ == "parquet":
+        return "It needs no conversion: name it in a run spec, with source: parquet"
+    return f"Name it with --from {format_}" if format_ in FORMATS else None
 
 
 def _tables(
@@ -208,9 +220,8 @@ def _told_by_names(path: Path) -> str:
             names = [p.name for p in path.iterdir() if p.is_file()]
     if "state.json" in names:
         return "arrow"
-    votes = Counter(
-        format_ for name in names for format_, ends in FORMATS.items() if name.endswith(ends)
-    )
+    known = FORMATS | EXTENSIONS
+    votes = Counter(f for name in names for f, ends in known.items() if name.endswith(ends))
     if not votes:
         listed = ", ".join(sorted(names)[:5]) or "nothing"
         raise InputError(

@@ -11,6 +11,7 @@ from chatspace.data.hub import resolve_revision
 from chatspace.data.remote import protocol_of, split_url
 from chatspace.data.sources import dataset_label
 from chatspace.data.staged_folder import read_record
+from chatspace.data.staged_versions import version_folders
 from chatspace.data.staging import stage_hub, stage_remote
 from chatspace.errors import UnfitEnvironmentError
 from chatspace.layout import Layout, path_component
@@ -20,9 +21,9 @@ from chatspace.spec.document import shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Downloaded:
-    """A split on disk: `home` is what a spec names as its path."""
+    """A split on disk: `path` is what a spec names, with `{split}` where that stands for it."""
 
-    home: Path
+    path: str
     folder: Path
     record: dict[str, Any]
     is_new: bool
@@ -56,9 +57,20 @@ def download(dataset: DatasetSection, workspace: Path, note: Callable[[str], Non
         home = layout.raw(protocol_of(split_url(dataset, split)), dataset_label(dataset))
         stage = stage_remote
     folder = home / path_component(split)
-    before = read_record(folder)
+    before = {path: read_record(path) for path in version_folders(folder)}
     note(f"Downloading {dataset.name or dataset.path}, split {split}, to {folder}")
-    stage(dataset, split, folder, lambda schema, path: None)
-    record = read_record(folder)
+    staged = stage(dataset, split, folder, lambda schema, path: None).folder
+    assert staged is not None
+    record = read_record(staged)
     assert record is not None
-    return Downloaded(home=home, folder=folder, record=record, is_new=record != before)
+    return Downloaded(
+        path=str(home if staged == folder else _with_place_holder(staged, split)),
+        folder=staged,
+        record=record,
+        is_new=record != before.get(staged),
+    )
+
+
+def _with_place_holder(folder: Path, split: str) -> Path:
+    """Returns a folder beside the one of the split's name so that a spec reads all files in it."""
+    return folder.with_name(folder.name.replace(split, "{split}", 1))

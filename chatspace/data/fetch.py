@@ -148,11 +148,7 @@ def fetch_repository(
     missing = [file for file in files if file.name not in digests]
     with _cache_errors(home):
         if missing:
-            _remove_leftovers(home)
-            _check_space(cache, sum(file.bytes for file in missing), name)
-            _fetch(name, commit, cache, missing, report)
-            again, _ = _check(snapshot, missing, report)
-            digests |= again
+            digests |= _fetch_missing(name, commit, cache, missing=missing, report=report)
             _refuse_wrong(name, [file.name for file in files if file.name not in digests])
         found = [HubFile(name=f.name, bytes=f.bytes, sha256=digests[f.name]) for f in files]
         _write_record(home, commit, part, found)
@@ -168,6 +164,18 @@ def fetch_repository(
         fetched_bytes=sum(file.bytes for file in missing),
         damaged=damaged,
     )
+
+
+def _fetch_missing(
+    name: str, commit: str, cache: Path, *, missing: list[HubFile], report: Report
+) -> dict[str, str]:
+    """Fetches files and returns the sha256 of those whose checksum is the hub's."""
+    home = repository_folder(cache, name)
+    _remove_leftovers(home)
+    _check_space(cache, sum(file.bytes for file in missing), name)
+    _fetch(name, commit, cache, missing, report)
+    digests, _ = _check(home / "snapshots" / commit, missing, report)
+    return digests
 
 
 def _ask_files(name: str, commit: str) -> list[HubFile]:

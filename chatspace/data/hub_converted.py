@@ -8,6 +8,8 @@ Source: https://huggingface.co/docs/dataset-viewer/parquet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chatspace.data.hub import first_line, quiet_hub
 from chatspace.errors import InputError, UnfitEnvironmentError
 from chatspace.spec.dataset import DatasetSection
@@ -46,17 +48,7 @@ def converted_section(dataset: DatasetSection, split: str, head: str | None) -> 
     subset = _subset(dataset, sorted({subset for subset, _ in folders}), place)
     splits = sorted(name for own, name in folders if own == subset)
     if split not in splits:
-        whole = [name for name in splits if not name.startswith("partial-")]
-        if f"partial-{split}" in splits:
-            raise InputError(
-                f"Converted in part: {place}, subset {subset}, split {split}; the hub converted "
-                "its beginning alone. Convert it yourself and use source: parquet, or read the "
-                f"beginning from hf://datasets/{dataset.name}@{BRANCH}/{subset}/partial-{split}."
-            )
-        raise InputError(
-            f"No such split: {place}, subset {subset}, split {split}; it has {', '.join(whole)}."
-            f"{nearest(split, whole) or ' Name one of them.'}"
-        )
+        raise InputError(_no_such_split(dataset, subset, split, splits))
     return DatasetSection(
         source="parquet",
         path=f"hf://datasets/{dataset.name}@{BRANCH}/{subset}/{split}",
@@ -65,6 +57,20 @@ def converted_section(dataset: DatasetSection, split: str, head: str | None) -> 
         conversation=dataset.turns,
         template=dataset.template,
     )
+
+
+def _no_such_split(dataset: DatasetSection, subset: str, split: str, known: Sequence[str]) -> str:
+    """Returns the error for a split that was not converted as a whole."""
+    place = f"dataset.name={shown(dataset.name)}, subset {subset}, split {split}"
+    if f"partial-{split}" in known:
+        return (
+            f"Converted in part: {place}; the hub converted its beginning alone. Convert it "
+            "yourself and use source: parquet, or read the beginning from "
+            f"hf://datasets/{dataset.name}@{BRANCH}/{subset}/partial-{split}."
+        )
+    whole = [name for name in known if not name.startswith("partial-")]
+    advice = nearest(split, whole) or " Name one of them."
+    return f"No such split: {place}; it has {', '.join(whole)}.{advice}"
 
 
 def _ask(dataset: DatasetSection, place: str) -> tuple[set[tuple[str, str]], str]:

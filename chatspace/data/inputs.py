@@ -11,7 +11,9 @@ class InputFile:
 
     Attributes:
         row_groups: rows of each row group.
-        text_bytes: uncompressed bytes of the text column in each row group.
+        text_bytes: uncompressed bytes of the text column in each row group, as the footer has them.
+        text_steps: bytes of text in each row group, in steps of as many rows but for the last;
+            empty for a group that was not read, and at all where none was.
     """
 
     path: str
@@ -20,3 +22,4 @@ class InputFile:
     rows: int
     row_groups: tuple[int, ...]
     text_bytes: tuple[int, ...]
+    text_steps: tuple[tuple[int, ...], ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chatspace.data.formats import begin_of, told_format, what_it_is
 from chatspace.errors import InputError
 from chatspace.spec.document import shown
+from chatspace.spec.problems import nearest
 
 _MAX_LISTED = 40
 
@@ -60,9 +61,8 @@ def check_column(schema: pa.Schema, name: str, path: Path | str, key: str) -> pa
         )
     names = [str(column) for column in schema.names]
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    advice = f"Did you mean {close[0]}?" if close else f"Set {key} to one of them."
-    raise InputError(f"Missing column: {key}={name!r}; {shown(Path(path))} has {listed}. {advice}")
+    advice = nearest(name, names) or f" Set {key} to one of them."
+    raise InputError(f"Missing column: {key}={name!r}; {shown(Path(path))} has {listed}.{advice}")
 
 
 def is_text(type_: pa.DataType) -> bool:
@@ -153,20 +153,17 @@ def _damage(path: Path, error: Exception) -> str:
         return f"Cannot read: {shown(path)}; {why}. Check the path and its permissions."
     why = " ".join(str(error).split())
     size = path.stat().st_size if path.exists() else 0
-    if _begins_as_parquet(path):
+    begin = begin_of(path)
+    place = f"{shown(path)} ({size:,} bytes)"
+    if begin.startswith(b"PAR1"):
         return (
-            f"Truncated or damaged Parquet: {shown(path)} ({size:,} bytes); {why[:120]}. "
-            "Copy it again or leave it out."
+            f"Truncated or damaged Parquet: {place}; {why[:120]}. "
+            "Copy it again, or take it out of the dataset."
         )
-    return (
-        f"Not a Parquet file: {shown(path)} ({size:,} bytes). "
-        "Set dataset.source to its format, or leave it out."
-    )
-
-
-def _begins_as_parquet(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except OSError:
-        return False
+    found = told_format(begin, path.name, "parquet")
+    if found is None:
+        return (
+            f"Not a Parquet file: {place}; it does not begin as one. Copy it again, or set "
+            "dataset.source to what it is: jsonl, csv, arrow or text."
+        )
+    return f"Not a Parquet file: {place}; {what_it_is(found, path.name)}."

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from chatspace.data.formats import EXTENSIONS
 from chatspace.data.sources import (
-    EXTENSIONS,
     STATE_NAME,
     natural_key,
     own_names,

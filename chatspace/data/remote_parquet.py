@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chatspace.data.formats import BEGIN_BYTES, told_format, what_it_is
 from chatspace.data.remote import RemoteFile, RemoteSplit, remote_errors
-from chatspace.data.sources import EXTENSIONS
 from chatspace.errors import InputError
 from chatspace.spec.document import shown
 from chatspace.spec.secrets import without_query
@@ -26,7 +26,8 @@ def remote_schema(split: RemoteSplit) -> pa.Schema:
         try:
             return pq.read_schema(source)
         except pa.ArrowException as error:
-            raise _damaged(split, file, error) from error
+            source.seek(0)
+            raise _damaged(split, file, error, source.read(BEGIN_BYTES)) from error
 
 
 def check_fetched(split: RemoteSplit, folder: Path) -> None:
@@ -40,15 +41,17 @@ def check_fetched(split: RemoteSplit, folder: Path) -> None:
             with pq.ParquetFile(folder / file.name):
                 pass
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(split, file, error) from error
+            with (folder / file.name).open("rb") as fetched:
+                begin = fetched.read(BEGIN_BYTES)
+            raise _damaged(split, file, error, begin) from error
 
 
-def _damaged(split: RemoteSplit, file: RemoteFile, error: Exception) -> InputError:
+def _damaged(split: RemoteSplit, file: RemoteFile, error: Exception, begin: bytes) -> InputError:
     url = without_query(f"{split.protocol}://{file.path}")
     place = f"{shown(url)} ({file.bytes or 0:,} bytes)"
-    others = [source for source, ends in EXTENSIONS.items() if file.name.endswith(ends)]
-    if others and others[0] != "parquet":
-        return InputError(f"Not a Parquet file: {place}. Set dataset.source to {others[0]}.")
+    found = told_format(begin, file.name, "parquet")
+    if found is not None:
+        return InputError(f"Not a Parquet file: {place}; {what_it_is(found, file.name)}.")
     why = " ".join(str(error).split())[:120].rstrip(".")
     return InputError(
         f"Truncated or damaged Parquet: {place}; {why}. Upload it again, leave it out, or set "

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from chatspace.data.opening import with_compression
+from chatspace.data.formats import EXTENSIONS
 from chatspace.data.parquet import reading
 from chatspace.errors import InputError, SpecError
 from chatspace.layout import path_component
@@ -18,14 +18,6 @@ from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
 from chatspace.spec.problems import nearest
 from chatspace.spec.secrets import refuse_expanded_secret
-
-EXTENSIONS: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "jsonl": with_compression(".jsonl", ".ndjson"),
-    "csv": with_compression(".csv"),
-    "arrow": (".arrow", ".feather"),
-    "text": with_compression(".txt", ".text", ".md"),
-}
 
 STATE_NAME = "state.json"
 # Protocol, server and port; or what is asked for, which `?` as a wildcard does not look like.

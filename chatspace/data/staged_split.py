@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from chatspace.spec.document import shown
 log = logging.getLogger(__name__)
 
 ColumnCheck = Callable[[pa.Schema, Path | str], None]
+# Says where a row of a split stands in its source, as errors name it.
+Place = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,15 @@ class StagedSplit:
             common folder, bytes, and sha256 (what was fetched or converted) or mtime_ns (local
             Parquet); for hub datasets name, subset, split and commit.
         revision: commit of a hub dataset or repository, where it is known.
+        folder: that it was staged to, None where it is used where it lies.
+        place: says where a row of what was converted stands in its source [a row of a file].
     """
 
     files: list[Path]
     identity: list[dict[str, Any]]
     revision: str | None
+    folder: Path | None = None
+    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Ids:
     """The ids that a run asks for, and where a row of the split stands in its source."""
 
     dataset: DatasetSection
-    place: Callable[[int], str]
+    place: Place
 
     def check(self, folder: Path, record: Mapping[str, Any]) -> dict[str, int]:
         """Returns in how many first rows of a staged folder each id column is known to be unique.
@@ -64,13 +70,13 @@ class Ids:
             return known
         log.info("checking ids=%s rows=%d", id_field, rows)
         files = inventory([folder / part["name"] for part in record["parts"]], self.dataset)
-        check_unique_ids(files, id_field, rows, place=self.place)
+        check_unique_ids(files, id_field, rows, place=self.place, scratch=folder.parent)
         return {**known, id_field: rows}
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The folder that a split is staged to, and what is asked of it before it gets its name."""
+    """The folder of a split's name, and what is asked of what is staged before it gets a name."""
 
     folder: Path
     check: ColumnCheck
@@ -87,15 +93,17 @@ def staged_before(folder: Path, record: Record, ids: Ids) -> StagedSplit:
     # While the ids were looked at, another process may have staged something newer.
     if known != record.get("unique_ids", {}) and read_record(folder) == record:
         update_record(folder, {**record, "unique_ids": known})
-    return staged_in(folder, record)
+    return staged_in(folder, record, ids)
 
 
-def staged_in(folder: Path, record: Record) -> StagedSplit:
+def staged_in(folder: Path, record: Record, ids: Ids) -> StagedSplit:
     """Returns the files of a staged folder."""
     return StagedSplit(
         files=[folder / part["name"] for part in record["parts"]],
         identity=record["identity"],
         revision=record["revision"],
+        folder=folder,
+        place=None if ids.dataset.source == "parquet" else ids.place,
     )
 
 

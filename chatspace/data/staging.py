@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chatspace.data.formats import refuse_other_format
 from chatspace.data.hub import ScriptDataset, read_hub, resolve_revision
 from chatspace.data.hub_converted import converted_section, is_converted
 from chatspace.data.identity import changes, common_folder, looks_of, with_digests, without
@@ -27,10 +28,7 @@ from chatspace.data.staged_folder import (
     Record,
     adopt_folder,
     output_errors,
-    read_record,
-    refuse_another_dataset,
     refuse_strange,
-    update_record,
     write_folder,
 )
 from chatspace.data.staged_split import (
@@ -41,6 +39,13 @@ from chatspace.data.staged_split import (
     check_columns,
     staged_before,
     staged_in,
+)
+from chatspace.data.staged_versions import (
+    Version,
+    find_version,
+    place_for,
+    refuse_another_origin,
+    staged_versions,
 )
 from chatspace.data.tables import (
     RowsOf,
@@ -111,8 +116,10 @@ def read_table(dataset: DatasetSection, paths: Sequence[Path]) -> Table:
     """Returns what files of the dataset's format hold.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing, damaged or of another format.
     """
+    for path in paths:
+        refuse_other_format(path, dataset.source)
     if dataset.source == "text":
         return read_text(paths, dataset.text_unit or "line", common_folder(paths))
     return {"jsonl": read_jsonl, "csv": read_csv, "arrow": read_arrow}[dataset.source](paths)
@@ -149,39 +156,34 @@ def _stage_local(
     ids = Ids(dataset, lambda row: row_place(paths, _rows_of(dataset, paths), row))
 
     def before() -> StagedSplit | None:
-        record = read_record(folder)
-        if record is None or not _is_of(record, dataset) or not _is_untouched(record, paths):
-            return None
-        return staged_before(folder, record, ids)
+        found = find_version(folder, lambda r: _is_of(r, dataset) and _is_untouched(r, paths))
+        return staged_before(*found, ids) if found else None
 
     return _once(folder, before, lambda: _convert(dataset, paths, Goal(folder, check, ids)))
 
 
 def _convert(dataset: DatasetSection, paths: list[Path], goal: Goal) -> StagedSplit:
     """Converts local files, unless only their times or their folder are others than before."""
-    folder, home = goal.folder, str(common_folder(paths))
+    home = str(common_folder(paths))
     files = with_digests(paths)  # reads all bytes, so only where names, sizes or times differ
-    identity = without(files, "mtime_ns")
-    record = read_record(folder)
-    if record is not None:
-        if _is_of(record, dataset) and identity == record["identity"]:
-            record = {**record, "folder": home, "files": files}
-            update_record(folder, record)  # or each later setup would read all bytes again
-            return staged_before(folder, record, goal.ids)
-        refuse_another_dataset(record, dataset.source, home, folder)
-        what = changes(record["files"], identity)
-        log.info("restaging folder=%s reason=changed files=%s", folder, what)
-    table = read_table(dataset, paths)
-    goal.check(table.schema, paths[0])
     about = {
         "source": dataset.source,
         "folder": home,
         "files": files,
-        "identity": identity,
+        "identity": without(files, "mtime_ns"),
         "revision": None,
         **_unit(dataset),
     }
-    return staged_in(folder, write_folder(folder, table, about, goal.ids.check))
+    place = place_for(goal.folder, about)
+    if not isinstance(place, Path):
+        return staged_before(*place, goal.ids)
+    refuse_another_origin(goal.folder, dataset.source, home)
+    for _, record in staged_versions(goal.folder)[:1]:
+        what = changes(record["files"], about["identity"])
+        log.info("restaging folder=%s reason=changed files=%s", place, what)
+    table = read_table(dataset, paths)
+    goal.check(table.schema, paths[0])
+    return staged_in(place, write_folder(place, table, about, goal.ids.check), goal.ids)
 
 
 def stage_remote(
@@ -209,19 +211,16 @@ def stage_remote(
     try:
         found = find_remote(dataset, split)
     except UnfitEnvironmentError:
-        record = read_record(folder)
-        if record is None or (record["source"], record["folder"]) != (dataset.source, url):
+        there = find_version(folder, lambda r: _is_of(r, dataset) and r["folder"] == url)
+        if there is None:
             raise
         log.warning("out of reach url=%s used=staged before", without_query(url))
-        return staged_before(folder, record, ids)
+        return staged_before(*there, ids)
 
     def before() -> StagedSplit | None:
-        record = read_record(folder)
-        if record is None:
-            return None
-        refuse_another_dataset(record, dataset.source, url, folder)
-        is_same = _is_of(record, dataset) and _has_versions(record, found)
-        return staged_before(folder, record, ids) if is_same else None
+        refuse_another_origin(folder, dataset.source, url)
+        there = find_version(folder, lambda r: _is_of(r, dataset) and _has_versions(r, found))
+        return staged_before(*there, ids) if there else None
 
     return _once(folder, before, lambda: _stage_found(dataset, found, Goal(folder, check, ids)))
 
@@ -229,13 +228,12 @@ def stage_remote(
 def _stage_found(dataset: DatasetSection, found: RemoteSplit, goal: Goal) -> StagedSplit:
     """Fetches a split, but for those of its files that were staged before."""
     folder = goal.folder
-    record = read_record(folder)
-    if record is not None:
-        log.info("restaging folder=%s reason=changed url=%s", folder, without_query(found.url))
+    for version, record in staged_versions(folder):
+        log.info("restaging beside=%s reason=changed url=%s", version, without_query(found.url))
         if dataset.source == "parquet":
-            keep_fetched(_half_fetched(folder), folder, record["files"], found.url)
+            keep_fetched(_half_fetched(folder), version, record["files"], found.url)
     refuse_strange(folder)
-    return staged_in(folder, _fetched(dataset, found, goal, _unit(dataset)))
+    return staged_before(*_fetched(dataset, found, goal, _unit(dataset)), goal.ids)
 
 
 def _half_fetched(folder: Path) -> Path:
@@ -244,13 +242,12 @@ def _half_fetched(folder: Path) -> Path:
 
 def _fetched(
     dataset: DatasetSection, found: RemoteSplit, goal: Goal, about: Mapping[str, Any]
-) -> Record:
-    """Fetches the files of a split and makes the staged folder of them.
+) -> Version:
+    """Fetches the files of a split and makes a staged folder of them, if their content is new.
 
     Not covered: two processes at once; `_once` holds the lock.
     """
-    folder = goal.folder
-    temp = _half_fetched(folder)
+    temp = _half_fetched(goal.folder)
     is_parquet = dataset.source == "parquet"
     if is_parquet:
         goal.check(remote_schema(found), without_query(found.url))
@@ -263,16 +260,20 @@ def _fetched(
         "revision": found.revision,
         **about,
     }
-    if is_parquet:
+    place = place_for(goal.folder, more)
+    if not isinstance(place, Path):
+        version = place
+    elif is_parquet:
         check_fetched(found, temp)
-        return adopt_folder(temp, folder, [entry["name"] for entry in files], more)
-    with _named_by_url(without_query(found.url)):
-        table = read_table(dataset, [temp / entry["name"] for entry in files])
-        goal.check(table.schema, without_query(found.url))
-        record = write_folder(folder, table, more, goal.ids.check)
-    with output_errors(folder):
+        return place, adopt_folder(temp, place, [entry["name"] for entry in files], more)
+    else:
+        with _named_by_url(without_query(found.url)):
+            table = read_table(dataset, [temp / entry["name"] for entry in files])
+            goal.check(table.schema, without_query(found.url))
+            version = place, write_folder(place, table, more, goal.ids.check)
+    with output_errors(goal.folder):
         shutil.rmtree(temp)
-    return record
+    return version
 
 
 @contextmanager
@@ -311,17 +312,18 @@ def stage_hub(dataset: DatasetSection, split: str, folder: Path, check: ColumnCh
     ids = Ids(dataset, lambda row: f"row {row} of {shown(dataset.name)}, split {split}")
     revision = resolve_revision(dataset)
 
-    def before() -> StagedSplit | None:
-        record = read_record(folder)
-        if record is None:
-            return None
-        refuse_another_dataset(record, dataset.source, str(dataset.name), folder)
-        same = _asked(dataset, split).items() <= record["identity"][0].items()
+    def is_asked_for(record: Record) -> bool:
+        if not _asked(dataset, split).items() <= record["identity"][0].items():
+            return False
         # Out of reach of the hub, what was staged before is what there is, if asked for alike.
-        asked = record["asked_revision"] == dataset.revision
-        head = record.get("head", record["revision"])
-        is_same = same and (head == revision if revision else asked)
-        return staged_before(folder, record, ids) if is_same else None
+        if revision is None:
+            return bool(record["asked_revision"] == dataset.revision)
+        return bool(record.get("head", record["revision"]) == revision)
+
+    def before() -> StagedSplit | None:
+        refuse_another_origin(folder, dataset.source, str(dataset.name))
+        there = find_version(folder, is_asked_for)
+        return staged_before(*there, ids) if there else None
 
     goal = Goal(folder, check, ids)
     return _once(folder, before, lambda: _stage_named(dataset, split, goal, revision))
@@ -331,9 +333,8 @@ def _stage_named(
     dataset: DatasetSection, split: str, goal: Goal, revision: str | None
 ) -> StagedSplit:
     """Stages a split of a hub dataset at a commit."""
-    folder = goal.folder
-    if read_record(folder) is not None:
-        log.info("restaging folder=%s reason=changed revision=%s", folder, revision)
+    if staged_versions(goal.folder):
+        log.info("restaging beside=%s reason=changed revision=%s", goal.folder, revision)
     about: Record = {
         "source": "huggingface",
         "folder": dataset.name,
@@ -347,7 +348,10 @@ def _stage_named(
         return _stage_converted(dataset, split, goal, {**about, "head": revision})
     goal.check(table.schema, Path(str(dataset.name)))
     about |= {"identity": [{**_asked(dataset, split), "revision": revision}], "revision": revision}
-    return staged_in(folder, write_folder(folder, table, about, goal.ids.check))
+    place = place_for(goal.folder, about)
+    if not isinstance(place, Path):
+        return staged_before(*place, goal.ids)
+    return staged_in(place, write_folder(place, table, about, goal.ids.check), goal.ids)
 
 
 def _asked(dataset: DatasetSection, split: str) -> dict[str, str | None]:
@@ -361,8 +365,7 @@ def _stage_converted(
     section = converted_section(dataset, split, about["head"])
     found = find_remote(section, split)
     identity = [{**_asked(dataset, split), "revision": found.revision}]
-    record = _fetched(section, found, goal, {**about, "identity": identity})
-    return staged_before(goal.folder, record, goal.ids)
+    return staged_before(*_fetched(section, found, goal, {**about, "identity": identity}), goal.ids)
 
 
 def _is_of(record: Record, dataset: DatasetSection) -> bool:

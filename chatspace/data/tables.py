@@ -299,7 +299,8 @@ def _arrow_stream(source: pa.NativeFile, path: Path) -> tuple[pa.Schema, Iterato
         stream = pa.ipc.open_stream(source)
     except pa.ArrowInvalid as error:
         raise InputError(
-            f"Not an Arrow file: {shown(path)}. Set dataset.source to its format, or leave it out."
+            f"Not an Arrow file: {shown(path)}; it does not begin as one. Copy it again, or set "
+            "dataset.source to what it is."
         ) from error
     return stream.schema, iter(stream)
 

@@ -24,6 +24,7 @@ from chatspace.shards.gather import Coverage, count_shards, prove_coverage
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import ShardStore, utc_now
 from chatspace.shards.vectors import Encoding
+from chatspace.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +143,11 @@ def complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
     shards = ranges_text(span.index for span in coverage.missing)
     slices = missing_slices(split, coverage.missing)
     folder = shlex.quote(str(Layout(Path(plan.workspace)).run(plan.run_id).folder))
-    rows = sum(span.n_rows for span in coverage.missing)
+    rows = counted(sum(span.n_rows for span in coverage.missing), "row")
+    n_shards = counted(split.n_shards, "shard")
     return (
-        f"Not complete: {place}: {len(coverage.missing)} of {split.n_shards} shards missing "
-        f"({rows:,} rows; shards {_shortened(shards)}). Run just those: chatspace resubmit "
+        f"Not complete: {place}: {len(coverage.missing)} of {n_shards} missing "
+        f"({rows}; shards {_shortened(shards)}). Run just those: chatspace resubmit "
         f"{folder} (by hand: {missing_command(plan, split, slices)}; here: chatspace run {folder})"
     )
 
@@ -238,12 +240,13 @@ def _measured(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     An execution that was killed wrote no timings; its tokens and seconds are not in the sums.
     """
     timed = [attempt for attempt in attempts if "stages" in attempt]
+    named = dict.fromkeys(stage for attempt in timed for stage in attempt["stages"])
     stages = {
         stage: {
             key: round(sum(attempt["stages"].get(stage, {}).get(key, 0.0) for attempt in timed), 3)
             for key in ("busy_s", "idle_s")
         }
-        for stage in STAGES
+        for stage in named or STAGES
     }
     return {
         "stages": stages,

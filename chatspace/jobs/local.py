@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
 from chatspace.jobs.attempt import usable_threads
@@ -42,9 +42,11 @@ class _Worker:
     gpu: str | None
 
 
-@dataclass(slots=True)
-class _Outcome:
-    failed: list[tuple[str, int, Path]] = field(default_factory=list)
+class _Failure(NamedTuple):
+    position: int
+    label: str
+    code: int
+    log_path: Path
 
 
 def run_local(
@@ -142,7 +144,8 @@ class _Pool:
         self.threads_each = threads_each
         self.running: list[_Worker] = []
         self.stop_starting = False
-        self._outcome = _Outcome()
+        self._failed: list[_Failure] = []
+        self._told_at_end: tuple[int, Any] | None = None  # slice and failure that the error tells
         self._offsets: dict[int, int] = {}
         self._layout = Layout(Path(plan.workspace)).run(plan.run_id)
 
@@ -208,12 +211,14 @@ class _Pool:
 
     def raise_failures(self) -> None:
         """Raises the error of the first failed slice, if any."""
-        if not self._outcome.failed:
+        if not self._failed:
             return
-        label, code, log_path = self._outcome.failed[0]
+        told = self._told_at_end[0] if self._told_at_end else None
+        first = min(self._failed, key=lambda failure: failure.position != told)
+        label, code, log_path = first.label, first.code, first.log_path
         last = _last_line(log_path).removeprefix("chatspace: ")
-        more = len(self._outcome.failed) - 1
-        also = f" ({more} more slices failed)" if more else ""
+        more = len(self._failed) - 1
+        also = f" ({more} more slice{'s' if more > 1 else ''} failed)" if more else ""
         if code == ExitCode.USER_INPUT:
             raise UserError(f"{last}{also}")
         failure = SliceFailed(
@@ -233,7 +238,16 @@ class _Pool:
         events, self._offsets[worker.position] = read_events(path, self._offsets[worker.position])
         if self.progress is not None:
             for event in events:
-                self.progress.update(worker.position, event)
+                self.progress.update(worker.position, self._shown(worker.position, event))
+
+    def _shown(self, position: int, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns an event without what the error at the end will tell."""
+        if event.get("event") != "failed":
+            return event
+        error = event.get("error")
+        if self._told_at_end is None:
+            self._told_at_end = position, error
+        return {**event, "error": ""} if error == self._told_at_end[1] else event
 
     def _finish(self, worker: _Worker, code: int) -> None:
         self.running.remove(worker)
@@ -246,7 +260,7 @@ class _Pool:
             with EventLog(path) as events:
                 events.write("failed", error=error, cause=cause)
         label = f"{worker.split.name} {worker.slice.index}"
-        self._outcome.failed.append((label, code, worker.log_path))
+        self._failed.append(_Failure(worker.position, label, code, worker.log_path))
         # Wrong input would fail every other slice in the same way.
         self.stop_starting = self.stop_starting or code == ExitCode.USER_INPUT
 

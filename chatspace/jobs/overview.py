@@ -16,6 +16,7 @@ from chatspace.jobs.summary import Summary, format_bytes
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.plan.work import StageTimes
+from chatspace.wording import counted
 
 
 def setup_lines(done: SetUp) -> list[str]:
@@ -25,23 +26,25 @@ def setup_lines(done: SetUp) -> list[str]:
     size = estimated_bytes(plan)
     n_tasks = sum(job.count for job in done.jobs)
     run = Layout(Path(plan.workspace)).run(plan.run_id)
-    gpus = f"{n_tasks * cluster['gpus_per_task']} GPUs" if cluster["gpus_per_task"] else "no GPU"
+    n_gpus = n_tasks * cluster["gpus_per_task"]
+    gpus = counted(n_gpus, "GPU") if n_gpus else "no GPU"
     width = cluster["array_parallelism"]
     lines = [f"run {plan.run_id}", f"  plan     {run.plan}"]
     for split in plan.splits:
         weights = [s.text_bytes for s in split.slices]
         spread = f", {format_bytes(min(weights))} to {format_bytes(max(weights))} of text each"
         there = sum(file.rows for file in split.files)
-        of_all = f" of {there:,}" if split.selected is not None else ""
+        rows = counted(split.rows, "row")
+        if split.selected is not None:
+            rows = f"{split.rows:,} of {counted(there, 'row')}"
         lines.append(
-            f"  {split.name:<8} {split.rows:,}{of_all} rows, "
-            f"{format_bytes(split.text_bytes)} of text, "
-            f"{split.n_shards:,} shards, {len(split.slices):,} slices"
+            f"  {split.name:<8} {rows}, {format_bytes(split.text_bytes)} of text, "
+            f"{counted(split.n_shards, 'shard')}, {counted(len(split.slices), 'slice')}"
             f"{spread if len(weights) > 1 else ''}"
         )
         lines.append(f"           to {Path(plan.workspace) / split.output_dir}")
     lines += [
-        f"  tasks    {n_tasks:,} array tasks, {gpus}"
+        f"  tasks    {counted(n_tasks, 'array task')}, {gpus}"
         f"{f', at most {width} at a time' if width else ''}, walltime {cluster['time']}",
         f"  output   about {format_bytes(size)}"
         if size
@@ -53,11 +56,13 @@ def setup_lines(done: SetUp) -> list[str]:
 
 
 def next_commands(done: SetUp) -> list[str]:
-    """Returns the shell commands that submit the run."""
+    """Returns the shell commands that submit the run, or do it here where there is no scheduler."""
+    run = Layout(Path(done.plan.workspace)).run(done.plan.run_id).folder
+    if done.plan.cluster.get("scheduler") == "none":
+        return [f"{_program()} run {shlex.quote(shown_path(run))}"]
     names = [shlex.quote(shown_path(script)) for script in done.scripts]
     if len(names) <= 4:
         return [" && ".join(f"sbatch {name}" for name in names)]
-    run = Layout(Path(done.plan.workspace)).run(done.plan.run_id).folder
     return [f"chatspace submit {shlex.quote(str(run))}   # {len(names)} arrays, in order"]
 
 
@@ -142,7 +147,8 @@ def running_lines(done: SetUp) -> list[str]:
     notes = list(done.notes)
     if plan.cluster["image"]:
         notes.append("container.image is not used on this machine; only batch scripts use it.")
-    lines = [f"run {plan.run_id}: {rows:,} rows, {shards:,} shards, {slices:,} slices"]
+    counts = ((rows, "row"), (shards, "shard"), (slices, "slice"))
+    lines = [f"run {plan.run_id}: {', '.join(counted(n, noun) for n, noun in counts)}"]
     return lines + [f"note: {note}" for note in notes]
 
 

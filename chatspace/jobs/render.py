@@ -29,6 +29,7 @@ from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.resources import resource_dir
 from chatspace.spec.slurm import walltime_min
+from chatspace.wording import counted
 
 # SLURM's own default: https://slurm.schedmd.com/slurm.conf.html#OPT_MaxArraySize
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -115,7 +116,7 @@ def render_array(plan: Plan, job: ArrayJob) -> str:
         KINDS[plan.kind].template,
         **_common(plan, directives),
         **_part(plan, split, job),
-        rows=f"{job.rows:,}",
+        rows=counted(job.rows, "row"),
         offset=job.offset,
         n_tasks=job.count,
         lanes=lanes_of(cluster),

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from chatspace.atomic import atomic_write_text, output_error, read_json_object
+from chatspace.errors import UnfitEnvironmentError
 from chatspace.jobs.render import RENDERED_BY, ArrayJob, array_jobs, render_array, render_gather
 from chatspace.kinds import KINDS
 from chatspace.layout import Layout
@@ -25,6 +26,7 @@ from chatspace.plan.store import save_plan
 from chatspace.shards.vectors import Encoding
 from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import ResolvedCluster, resolve_cluster
+from chatspace.wording import counted
 
 GATHER_SCRIPT = "gather.slurm"
 MANY_SHARDS = 20_000
@@ -159,12 +161,19 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
             f"compute nodes are offline (profile {plan.cluster['profile']}): fetch the model "
             f"first, chatspace stage {shlex.quote(source)}"
         )
+    check_ready = KINDS[plan.kind].readiness()
+    if check_ready is not None and not plan.cluster["image"]:
+        try:
+            check_ready(plan.model)
+        except UnfitEnvironmentError as error:
+            notes.append(f"a task that is submitted from here would fail. {error}")
     wanted = spec.slices.count or 0
     for split in plan.splits:
         if wanted > len(split.slices):
             notes.append(
-                f"slices.count={wanted} but split {split.name} has {split.n_shards} shards: it "
-                f"gets {len(split.slices)} tasks. A smaller output.rows_per_shard gives more."
+                f"slices.count={wanted} but split {split.name} has "
+                f"{counted(split.n_shards, 'shard')}: it gets {counted(len(split.slices), 'task')}"
+                ". A smaller output.rows_per_shard gives more."
             )
     return notes
 

@@ -17,12 +17,14 @@ from filelock import SoftFileLease, Timeout
 from chatspace.atomic import output_error
 from chatspace.data.fetch import Fetched
 from chatspace.data.sources import dataset_label
+from chatspace.data.staged_versions import version_folders
 from chatspace.data.staging import staged_folder
 from chatspace.errors import UnfitEnvironmentError
 from chatspace.jobs.setup import plan_run
 from chatspace.jobs.summary import format_bytes
 from chatspace.kinds import KINDS
-from chatspace.layout import Layout, resolve_workspace
+from chatspace.layout import Layout
+from chatspace.plan.build import workspace_of
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import resolve_cluster
@@ -77,9 +79,7 @@ def stage_run(
         UnfitEnvironmentError: the hub is out of reach, or another process stages for too long.
     """
     cluster = resolve_cluster(spec)
-    workspace = resolve_workspace(
-        cluster.workspace if spec.workspace else None, fallback=cluster.workspace
-    )
+    workspace = workspace_of(spec, cluster)
     layout = Layout(workspace)
     cache = layout.hub_cache(cluster.hf_home).absolute()
     with _only_one(cache / ".locks" / "chatspace-stage.lock", note, wait_min):
@@ -89,24 +89,32 @@ def stage_run(
         folders = [
             staged_folder(spec.dataset, name, workspace, label) for name in spec.dataset.split_names
         ]
-        before = [_changed_at(folder) for folder in folders]
+        before = {
+            path: _changed_at(path)
+            for folder in folders
+            for path in (version_folders(folder) if folder else ())
+        }
         plan = plan_run(spec, spec_path=spec_path, note=note)
-    splits = (
-        StagedSplit(
-            split=split,
-            folder=folder or Path(split.files[0].path).parent,
-            bytes=sum(file.bytes for file in split.files),
-            is_new=_changed_at(folder) not in (None, earlier),
+    splits = []
+    for split, folder in zip(plan.splits, folders, strict=True):
+        first = Path(split.files[0].path)
+        lies_in = (
+            [path for path in version_folders(folder) if path in first.parents] if folder else []
         )
-        for split, folder, earlier in zip(plan.splits, folders, before, strict=True)
-    )
+        place = (lies_in or [first.parent])[0]
+        splits.append(
+            StagedSplit(
+                split=split,
+                folder=place,
+                bytes=sum(file.bytes for file in split.files),
+                is_new=bool(lies_in) and _changed_at(place) != before.get(place),
+            )
+        )
     return Staged(plan=plan, models=tuple(models), splits=tuple(splits))
 
 
-def _changed_at(folder: Path | None) -> tuple[int, int] | None:
+def _changed_at(folder: Path) -> tuple[int, int] | None:
     """Returns what changes when a folder is staged anew, None where it is not there."""
-    if folder is None:
-        return None
     with suppress(OSError):
         stat = folder.stat()
         return stat.st_ino, stat.st_ctime_ns

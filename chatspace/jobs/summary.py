@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatspace.jobs.progress import format_duration
 from chatspace.plan.work import StageTimes
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,8 +27,8 @@ class Summary:
         chunks: vectors, where long rows have several; None where each row has one.
         elapsed_s: wall time.
         tokens_per_s: real tokens, all slices together.
-        n_padded_tokens: tokens computed, padding counted.
-        stages: seconds of `loader`, `encoder`, `writer`, summed over slices.
+        n_padded_tokens: tokens computed, padding counted; 0 where that is not known.
+        stages: seconds of each stage, as its kind calls it, summed over slices.
         bytes_written: size of all shards.
         next_steps: commands or sentences, in the order to try them.
     """
@@ -84,9 +85,9 @@ def _headline(summary: Summary) -> RenderableType:
     from rich.text import Text
 
     if missing := summary.rows_unaccounted:
-        verdict = (f"{missing:,} of {summary.rows_in:,} rows are missing", "bold red")
+        verdict = (f"{missing:,} of {counted(summary.rows_in, 'row')} are missing", "bold red")
     else:
-        verdict = (f"{summary.rows_in:,} rows, every one accounted for", "bold green")
+        verdict = (f"{counted(summary.rows_in, 'row')}, every one accounted for", "bold green")
     return Text.assemble((summary.run_id, "bold"), "  ", verdict)
 
 
@@ -103,7 +104,9 @@ def _fact_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
     """Yields label, figure and remark of each line; figures are aligned on the right."""
     skipped = sum(summary.rows_skipped.values())
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(summary.rows_skipped.items()))
-    waste = f"{summary.n_padded_tokens:,} computed, {summary.padding_waste:.1%} of them padding"
+    waste = ""
+    if summary.n_padded_tokens >= summary.n_tokens > 0:  # an endpoint does not say what it computes
+        waste = f"{summary.n_padded_tokens:,} computed, {summary.padding_waste:.1%} of them padding"
     yield "rows in", f"{summary.rows_in:,}", ""
     yield "embedded", f"{summary.rows_embedded:,}", f"{summary.embedding_dim} numbers each"
     if summary.chunks is not None:
@@ -111,9 +114,9 @@ def _fact_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
     yield "skipped", f"{skipped:,}", reasons
     yield "truncated", f"{summary.rows_truncated:,}", "embedded, cut to the token limit"
     yield "tokens", f"{summary.n_tokens:,}", waste
-    yield "speed", f"{summary.tokens_per_s:,.0f}", "real tokens/s"
+    yield "speed", f"{summary.tokens_per_s:,.0f}", "real tokens/s" if waste else "tokens/s"
     yield "time", format_duration(summary.elapsed_s), ""
-    yield "written", format_bytes(summary.bytes_written), f"in {_count(summary.shards, 'shard')}"
+    yield "written", format_bytes(summary.bytes_written), f"in {counted(summary.shards, 'shard')}"
     yield "model", "", summary.model
 
 
@@ -160,7 +163,3 @@ def format_bytes(n_bytes: int) -> str:
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
         size /= 1024
     return f"{size:,.1f} TiB"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

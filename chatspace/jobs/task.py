@@ -300,4 +300,6 @@ def _find_slice(
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    # What is raised on purpose reads as a sentence; of anything else the type says the most.
+    what = "" if isinstance(error, ChatspaceError) else f"{type(error).__name__}: "
+    return f"{what}{error}".splitlines()[0][:500]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatspace.jobs.directives import lanes_of
+from chatspace.measure.figures import Figures, rates, task_times
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.slicing import fewest_slices, make_slices, split_weights, text_curve
 from chatspace.spec.slurm import walltime_s
@@ -111,32 +112,8 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """What a run will take, as it is planned.
-
-    Attributes:
-        tokens_per_s: real tokens of one process, over the whole corpus.
-        startup_s: of one task.
-        mean_task_s: of all tasks.
-        slowest_task_s: of the task with the most text.
-        slowest_task: its split and slice.
-        device_hours: GPU-hours; hours of tasks where there is no GPU.
-        mem_gb: host memory of a task on one node, at its peak, GiB.
-    """
-
-    tasks: int
-    rows: int
-    n_tokens: int
-    tokens_per_row: float
-    tokens_per_s: float
-    rows_per_s: float
-    startup_s: float
-    mean_task_s: float
-    slowest_task_s: float
-    slowest_task: str
-    device_hours: float
-    output_bytes: int
-    mem_gb: float
+class Forecast(Figures):
+    """What a run will take, as it is planned: all tasks and rows, over the whole corpus."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,18 +150,13 @@ def forecast(probe: Probe, plan: Plan) -> Forecast:
         for split in plan.splits
         for slice_ in split.slices
     }
-    slowest = max(tasks, key=lambda label: tasks[label])
     return Forecast(
         tasks=len(tasks),
         rows=rows,
         n_tokens=round(n_tokens),
-        tokens_per_row=n_tokens / rows,
-        tokens_per_s=n_tokens / work_s if work_s else 0.0,
-        rows_per_s=rows / work_s if work_s else 0.0,
+        **rates(n_tokens, rows, work_s),
         startup_s=startup_s,
-        mean_task_s=sum(tasks.values()) / len(tasks),
-        slowest_task_s=tasks[slowest],
-        slowest_task=slowest,
+        **task_times(tasks),
         device_hours=sum(tasks.values()) * lanes / 3600,
         output_bytes=sum(_output_bytes(probe, split) for split in plan.splits),
         mem_gb=_peak_gb(probe, plan),

@@ -20,6 +20,7 @@ from chatspace.measure.forecast import (
 )
 from chatspace.plan.model import Plan
 from chatspace.spec.slurm import walltime_s
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,7 +73,7 @@ def device_word(gpu: str | None) -> str:
 
 
 def _where(probe: Probe) -> str:
-    threads = f"{probe.threads} thread{'s' if probe.threads != 1 else ''} of "
+    threads = f"{counted(probe.threads, 'thread')} of "
     return f"{probe.host}: {'' if probe.gpu else threads}{probe.device_name}, {probe.dtype}"
 
 
@@ -87,7 +88,7 @@ def _measured(probe: Probe, expected: Forecast) -> Iterator[_Line]:
     yield (
         "sample",
         f"{rows:,}",
-        f"rows from {places} place{'s' if places != 1 else ''}, {n_tokens:,} tokens",
+        f"rows from {counted(places, 'place')}, {n_tokens:,} tokens",
     )
     yield (
         "speed",
@@ -130,7 +131,7 @@ def _predicted(probe: Probe, plan: Plan, expected: Forecast) -> Iterator[_Line]:
     yield (
         "output",
         format_bytes(expected.output_bytes),
-        f"in {n_shards:,} shard{'s' if n_shards != 1 else ''}",
+        f"in {counted(n_shards, 'shard')}",
     )
 
 

@@ -22,6 +22,7 @@ from chatspace.jobs.submissions import read_submissions
 from chatspace.layout import Layout, path_component
 from chatspace.measure.accounting import Accounting, JobRecord, SlurmAccounting
 from chatspace.measure.advice import Advice, Measured, advise
+from chatspace.measure.figures import Figures, rates, task_times
 from chatspace.measure.forecast import Forecast, forecast
 from chatspace.measure.probe import read_probe
 from chatspace.plan.model import Plan
@@ -64,41 +65,21 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Figures):
     """What the run took, in the terms of its prediction.
 
+    Of the tasks, all attempts together are counted, and for their times the tasks that finished;
+    rows are those of the shards on record.
+
     Attributes:
-        rows: input rows of the shards on record.
-        tokens_per_s: real tokens of one process, while rows flow.
-        startup_s: of an attempt, what is not that.
-        mean_task_s: all attempts of a task together, of the tasks that finished.
-        device_hours: GPU-hours; hours of tasks where there is no GPU.
-        wasted_hours: of them, those that left no shard.
-        mem_gb: largest memory of a task on one node, GiB.
+        tasks_finished: tasks with nothing left to do.
+        wasted_hours: of `device_hours`, those that left no shard.
         cpus: processor cores that one process used on average, the most of all attempts.
     """
 
-    tasks: int
     tasks_finished: int
-    rows: int
-    n_tokens: int
-    tokens_per_row: float
-    tokens_per_s: float
-    rows_per_s: float
-    startup_s: float
-    mean_task_s: float
-    slowest_task_s: float
-    slowest_task: str
-    device_hours: float
     wasted_hours: float
-    output_bytes: int
-    mem_gb: float
     cpus: float
-
-    @property
-    def straggling(self) -> float:
-        """How much longer the slowest task took than the mean: 1 is even."""
-        return self.slowest_task_s / self.mean_task_s if self.mean_task_s else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,41 +285,36 @@ def _outcome(
     records: Sequence[JobRecord],
 ) -> Outcome:
     shards = {(m.owner.split, index): s for m in manifests for index, s in m.shards.items()}
-    rows = sum(shard.row_stop - shard.row_start for shard in shards.values())
     timed = [attempt for attempt in attempts if attempt.n_tokens]
     n_tokens = sum(attempt.n_tokens for attempt in timed)
-    working_s = sum(attempt.working_s for attempt in timed)
-    # Processes of one task run side by side: it takes as long as the slowest of them.
-    walls: dict[str, dict[str, float]] = {}
-    for attempt in attempts:
-        runs = walls.setdefault(attempt.task, {})
-        runs[attempt.name] = max(runs.get(attempt.name, 0.0), attempt.elapsed_s)
     done = {a.task for a in attempts if a.state == FINISHED}
-    task_s = {task: sum(runs.values()) for task, runs in walls.items()}
+    task_s = _task_seconds(attempts)
     finished_s = {task: s for task, s in task_s.items() if task in done} or task_s
-    slowest = max(finished_s, key=lambda task: finished_s[task])
     wasted_s = sum(a.elapsed_s - a.kept_s for a in attempts if a.state not in (FINISHED, RUNNING))
     processes = max(1, int(plan.cluster["gpus_per_task"]))
-    timed_rows = sum(attempt.rows for attempt in timed)
-    tokens_per_row = n_tokens / timed_rows if timed_rows else 0.0
     return Outcome(
         tasks=len(task_s),
         tasks_finished=len(done),
-        rows=rows,
+        rows=sum(shard.row_stop - shard.row_start for shard in shards.values()),
         n_tokens=n_tokens,
-        tokens_per_row=tokens_per_row,
-        tokens_per_s=n_tokens / working_s if working_s else 0.0,
-        rows_per_s=timed_rows / working_s if working_s else 0.0,
+        **rates(n_tokens, sum(a.rows for a in timed), sum(a.working_s for a in timed)),
         startup_s=mean(a.elapsed_s - a.working_s for a in timed),
-        mean_task_s=mean(finished_s.values()),
-        slowest_task_s=finished_s[slowest],
-        slowest_task=slowest,
+        **task_times(finished_s),
         device_hours=sum(attempt.elapsed_s for attempt in attempts) / 3600,
         wasted_hours=wasted_s / 3600,
         output_bytes=sum(shard.bytes for shard in shards.values()),
         mem_gb=processes * _peak_gb(attempts, records),
         cpus=_cpus(attempts, records, lanes_of(plan.cluster)),
     )
+
+
+def _task_seconds(attempts: Sequence[Attempt]) -> dict[str, float]:
+    """Returns the time of each task: processes side by side take as long as the slowest of them."""
+    walls: dict[str, dict[str, float]] = {}
+    for attempt in attempts:
+        runs = walls.setdefault(attempt.task, {})
+        runs[attempt.name] = max(runs.get(attempt.name, 0.0), attempt.elapsed_s)
+    return {task: sum(runs.values()) for task, runs in walls.items()}
 
 
 def _peak_gb(attempts: Sequence[Attempt], records: Sequence[JobRecord]) -> float:

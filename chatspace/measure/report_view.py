@@ -11,6 +11,7 @@ from chatspace.measure.forecast import as_yaml
 from chatspace.measure.probe_view import device_word
 from chatspace.measure.report import Report
 from chatspace.spec.slurm import walltime_s
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,8 +43,8 @@ def _headline(report: Report) -> str:
     outcome = report.outcome
     state = "complete" if report.is_complete else "not complete yet"
     again = f", {report.requeues} begun again" if report.requeues else ""
-    rows, tasks = outcome.rows, outcome.tasks
-    return f"{state}: {rows:,} rows by {tasks:,} task{'s' if tasks != 1 else ''}{again}"
+    done = f"{counted(outcome.rows, 'row')} by {counted(outcome.tasks, 'task')}"
+    return f"{state}: {done}{again}"
 
 
 def _comparison(report: Report) -> Table:

@@ -23,8 +23,10 @@ from chatspace import __version__
 from chatspace.data.choosing import choose_rows
 from chatspace.data.inputs import InputFile
 from chatspace.data.inventory import check_unique_ids, inventory
+from chatspace.data.lengths import with_text_steps
 from chatspace.data.selection import open_selection
 from chatspace.data.sources import dataset_label
+from chatspace.data.staged_split import Place, StagedSplit
 from chatspace.data.staging import stage_split, staged_folder
 from chatspace.errors import InputError, OutputError, SpecError
 from chatspace.kinds import KINDS
@@ -53,23 +55,21 @@ def build_plan(
         note: told of steps that may take long (staging, checking ids).
 
     Raises:
-        UserError: the spec, the data, the model or the workspace is not usable; nothing was
-            written.
+        UserError: spec, data, model or workspace is not usable; nothing was written.
     """
-    workspace = resolve_workspace(
-        cluster.workspace if spec.workspace else None, fallback=cluster.workspace
-    )
+    workspace = workspace_of(spec, cluster)
     model = KINDS[spec.kind].resolve_model()(spec)
-    splits = tuple(
-        _plan_split(spec, name, workspace, model["label"], note)
+    planned = [
+        _plan_split(spec, name, workspace, model["label"], note=note)
         for name in spec.dataset.split_names
-    )
+    ]
+    splits = tuple(split for split, _ in planned)
     digest = _science_hash(spec, model, splits)
     run_id = f"{spec.name}-{digest[:8]}"
     earlier = _earlier_plan(workspace, run_id, digest)
-    if earlier is None:
-        _check_ids(spec.dataset, splits, workspace, note)
-    for split in splits:
+    for split, place in planned:
+        if earlier is None:
+            _check_ids(spec.dataset, split, workspace, place=place, note=note)
         _refuse_foreign_output(workspace, split, digest, run_id)
     return Plan(
         kind=spec.kind,
@@ -86,19 +86,42 @@ def build_plan(
     )
 
 
-def _plan_split(
-    spec: RunSpec, name: str, workspace: Path, model_label: str, note: Callable[[str], None]
-) -> SplitPlan:
+def workspace_of(spec: RunSpec, cluster: ResolvedCluster) -> Path:
+    """Returns the root of what a run writes: the spec's, the environment's, else the profile's.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    chosen = cluster.workspace if spec.workspace else None
+    return resolve_workspace(chosen, fallback=cluster.workspace)
+
+
+def _stage(spec: RunSpec, name: str, workspace: Path, note: Callable[[str], None]) -> StagedSplit:
+    """Returns the Parquet files of a split, which are made first if need be."""
     dataset, label = spec.dataset, dataset_label(spec.dataset)
     staged_to = staged_folder(dataset, name, workspace, label)
     if staged_to is not None:
         note(f"Staging {label}/{name} as Parquet in {staged_to}")
     staged = stage_split(dataset, name, workspace, label, keep_columns=spec.output.keep_columns)
+    if staged.folder != staged_to:
+        note(f"It lies in {staged.folder}: {staged_to} has other content, which a run may read")
+    return staged
+
+
+def _plan_split(
+    spec: RunSpec, name: str, workspace: Path, model_label: str, *, note: Callable[[str], None]
+) -> tuple[SplitPlan, Place | None]:
+    """Returns the plan of a split, and what says where a row of it stands in the user's files."""
+    dataset, label = spec.dataset, dataset_label(spec.dataset)
+    staged = _stage(spec, name, workspace, note)
     files = inventory(staged.files, dataset, keep_columns=spec.output.keep_columns)
     folder = Layout(workspace).selected() / split_label(label, name)
     rows, selected = choose_rows(files, dataset, workspace=workspace, folder=folder)
     if selected is None:
         files = _first_rows(files, rows)
+    if spec.slices.balance == "bytes":
+        per_shard = spec.output.rows_per_shard
+        files = with_text_steps(files, dataset, per_shard, selected=selected)
     weights = shard_text_bytes(files, rows, spec.output.rows_per_shard, selected)
     by_rows = weights * 0 + spec.output.rows_per_shard
     slices = make_slices(
@@ -106,7 +129,7 @@ def _plan_split(
         slice_count(spec.slices, rows, len(weights)),
     )
     place = f"{path_component(model_label)}/{split_label(label, name)}"
-    return SplitPlan(
+    split = SplitPlan(
         name=name,
         dataset=label,
         revision=staged.revision,
@@ -120,6 +143,7 @@ def _plan_split(
         manifest=f"indexes/{place}/manifest.json",
         selected=selected,
     )
+    return split, staged.place
 
 
 def _first_rows(files: list[InputFile], n_rows: int) -> list[InputFile]:
@@ -159,8 +183,10 @@ def _science_hash(spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan,
 
 def _check_ids(
     dataset: DatasetSection,
-    splits: tuple[SplitPlan, ...],
+    split: SplitPlan,
     workspace: Path,
+    *,
+    place: Place | None,
     note: Callable[[str], None],
 ) -> None:
     """Refuses duplicate ids; a run that was planned before was checked then.
@@ -168,15 +194,20 @@ def _check_ids(
     Staging has checked the ids of what is not Parquet, before it let anything stay; not where only
     some rows are read.
     """
-    if dataset.id_field is None:
+    was_checked = dataset.source != "parquet" and not dataset.picks_rows
+    if dataset.id_field is None or was_checked:
         return
-    for split in splits:
-        if dataset.source != "parquet" and not dataset.picks_rows:
-            continue
-        if split.rows > ROWS_WORTH_A_NOTE:
-            note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows")
-        selection = open_selection(split.selected, workspace, split.rows)
-        check_unique_ids(split.files, dataset.id_field, split.rows, selection=selection)
+    if split.rows > ROWS_WORTH_A_NOTE:
+        note(f"Checking that {dataset.id_field} is unique in {split.rows:,} rows")
+    selection = open_selection(split.selected, workspace, split.rows)
+    check_unique_ids(
+        split.files,
+        dataset.id_field,
+        split.rows,
+        selection=selection,
+        place=place,
+        scratch=Layout(workspace).cache(),
+    )
 
 
 def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:

@@ -24,9 +24,10 @@ def shard_text_bytes(
     rows_per_shard: int,
     selected: SelectedRows | None = None,
 ) -> Ints:
-    """Estimates the bytes of text in each shard from the row groups' column sizes.
+    """Estimates the bytes of text in each shard from what is known of the row groups.
 
-    A row group that several shards share is divided among them in proportion to their rows.
+    Where shards share a step of a row group, or one that was not read, it is divided among them in
+    proportion to their rows.
 
     Args:
         files: the inputs in reading order.
@@ -49,21 +50,50 @@ def split_weights(split: SplitPlan) -> Ints:
 
 
 def text_curve(files: Sequence[InputFile], selected: SelectedRows | None) -> tuple[Ints, Ints]:
-    """Returns how much text lies before each border of row groups, among the rows that are read.
+    """Returns how much text lies before each border of row groups and of their steps.
+
+    Of a group of which only some rows are read, they are taken to lie evenly in it.
 
     Returns:
-        Rows before each border and bytes before it, shape (n_groups + 1,) each.
+        Read rows before each border and bytes before it, shape (n_borders,) each.
     """
+    groups, rows, text = _pieces(files)
+    row_ends = np.concatenate(([0], np.cumsum(rows)))
+    byte_ends = np.concatenate(([0], np.cumsum(text)))
+    if selected is None:
+        return row_ends, byte_ends
+    if selected.path is None:
+        start, stop = selected.first_row, selected.first_row + sum(selected.group_rows)
+        inside = row_ends[(row_ends > start) & (row_ends < stop)]
+        kept = np.concatenate(([start], inside, [stop]))
+        before = np.interp(kept, row_ends, byte_ends).astype(np.int64)
+        return kept - start, before - before[0]
+    read_of_group = np.array(selected.group_rows, dtype=np.int64)
     group_rows = np.array([n for file in files for n in file.row_groups], dtype=np.int64)
-    group_bytes = np.array([n for file in files for n in file.text_bytes], dtype=np.int64)
-    if selected is not None:
-        read_rows = np.array(selected.group_rows, dtype=np.int64)
-        group_bytes = (group_bytes * (read_rows / np.maximum(group_rows, 1))).astype(np.int64)
-        group_rows = read_rows
+    share = (read_of_group / np.maximum(group_rows, 1))[groups]
     return (
-        np.concatenate(([0], np.cumsum(group_rows))),
-        np.concatenate(([0], np.cumsum(group_bytes))),
+        np.round(np.concatenate(([0], np.cumsum(rows * share)))).astype(np.int64),
+        np.round(np.concatenate(([0], np.cumsum(text * share)))).astype(np.int64),
     )
+
+
+def _pieces(files: Sequence[InputFile]) -> tuple[Ints, Ints, Ints]:
+    """Returns the row group, the rows and the bytes of each step; a group unread is one step."""
+    pieces: list[tuple[int, int, int]] = []
+    group = 0
+    for file in files:
+        steps_of = file.text_steps or ((),) * len(file.row_groups)
+        for n_rows, n_bytes, steps in zip(file.row_groups, file.text_bytes, steps_of, strict=True):
+            if steps:
+                step_rows = -(-n_rows // len(steps))
+                last = n_rows - step_rows * (len(steps) - 1)
+                pieces += [(group, step_rows, text) for text in steps[:-1]]
+                pieces.append((group, last, steps[-1]))
+            else:
+                pieces.append((group, n_rows, n_bytes))
+            group += 1
+    columns = np.array(pieces, dtype=np.int64).reshape(-1, 3)
+    return columns[:, 0], columns[:, 1], columns[:, 2]
 
 
 def slice_count(section: SlicesSection, rows: int, n_shards: int) -> int:

@@ -48,7 +48,7 @@ class Progress:
     Attributes:
         rows: input rows dealt with, skipped ones counted.
         n_tokens: real tokens through the model.
-        n_padded_tokens: tokens computed, padding counted.
+        n_padded_tokens: tokens computed, padding counted; 0 where that is not known.
         stage: what the slice is doing: `loading model`, `warming up`, `embedding`, `done`.
     """
 
@@ -71,7 +71,9 @@ class SliceOutcome:
     """What one execution of a slice measured.
 
     Attributes:
-        stages: times of `loader`, `encoder` and `writer`.
+        n_padded_tokens: as in `Progress`.
+        stages: times of `loader` and `writer`, and between them what the kind calls it: `encoder`,
+            or `requests` of an endpoint.
         runtime: device, dtype, package versions and settings that were really used.
         interrupted: whether shards that were given, or still to come, were left undone because a
             stop was requested.

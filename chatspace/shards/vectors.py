@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from chatspace.errors import ModelError
+
 VECTOR_COLUMN = "embedding"
 SCALE_COLUMN = "embedding_scale"
 ENCODING_KEY = b"chatspace"
@@ -120,6 +122,32 @@ def encoding_of(schema: pa.Schema) -> Encoding:
     names = {item: name for name, item in _ITEMS.items()}
     dtype, size = names[field.type.value_type], field.type.list_size
     return Encoding(dtype=dtype, dim=8 * size if dtype == "binary" else size)
+
+
+def finite_floats(
+    vectors: npt.NDArray[np.float32], dtype: str, row_index: npt.NDArray[np.int64]
+) -> Floats:
+    """Returns vectors as floats that can be stored: rounded for float16, else as they are.
+
+    Args:
+        vectors: shape (n_rows, dim).
+        dtype: how they will be stored.
+        row_index: number of each row in its split, for the message, (n_rows,).
+
+    Raises:
+        ModelError: a vector has a number that is none, or that the dtype cannot hold.
+    """
+    floats: Floats = vectors
+    if dtype == "float16":
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+            floats = vectors.astype(np.float16)
+    bad = np.flatnonzero(~np.isfinite(floats).all(axis=1))
+    if len(bad):
+        raise ModelError(
+            f"Vector is not finite: row_index={row_index[bad[0]]}; {len(bad)} rows of this shard, "
+            f"as {dtype}. Use float32 for the model and for output.dtype, and look at the row."
+        )
+    return floats
 
 
 def quantised(

@@ -11,7 +11,14 @@ from chatspace.errors import SpecError
 from chatspace.spec.base import RunSpec
 from chatspace.spec.document import shown
 from chatspace.spec.expand import expand
-from chatspace.spec.profiles import DEFAULT_PROFILE, ClusterProfile, GpuDirective, load_profile
+from chatspace.spec.profiles import (
+    DEFAULT_PROFILE,
+    ClusterProfile,
+    GpuDirective,
+    SchedulerName,
+    load_profile,
+)
+from chatspace.spec.secrets import holds_token
 from chatspace.spec.slurm import walltime_s
 
 # Where neither spec nor profile says. A short walltime starts sooner and loses nothing: an
@@ -22,6 +29,10 @@ _DEFAULTS: dict[str, Any] = {
     "cpus_per_task": 8,
     "gpus_per_task": 1,
 }
+_MERGED = (
+    *("partition", "account", "qos", "constraint", "time"),
+    *("mem_gb", "cpus_per_task", "gpu_type"),
+)
 SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)$",
     re.IGNORECASE,
@@ -37,6 +48,7 @@ class ResolvedCluster:
 
     Attributes:
         profile: name of the cluster profile.
+        scheduler: who starts the tasks; "none" where nobody does but the user.
         time: walltime as sbatch takes it ["02:00:00"].
         mem_gb: host memory of a task, GiB [32].
         cpus_per_task: CPU cores of a task [8].
@@ -52,6 +64,7 @@ class ResolvedCluster:
     """
 
     profile: str
+    scheduler: SchedulerName
     partition: str | None
     account: str | None
     qos: str | None
@@ -99,8 +112,8 @@ def resolve_cluster(spec: RunSpec) -> ResolvedCluster:
     nv = merged.container("nv", "auto")
     return ResolvedCluster(
         profile=profile.name,
-        **{name: merged.value(name) for name in ("partition", "account", "qos", "constraint")},
-        **{name: merged.value(name) for name in ("time", "mem_gb", "cpus_per_task", "gpu_type")},
+        scheduler=profile.scheduler,
+        **{name: merged.value(name) for name in _MERGED},
         gpus_per_task=gpus,
         nodes=spec.slurm.nodes,
         gpu_directive=profile.gpu_directive,
@@ -239,13 +252,13 @@ def _check_directives(extra: Mapping[str, str | int | bool], where: str) -> None
 
 
 def _check_env(env: Mapping[str, str], where: str) -> None:
-    for name in env:
+    for name, value in env.items():
         if not _VARIABLE_NAME.fullmatch(name):
             raise SpecError(
                 f"Invalid key: {where} {shown(name)}; a variable's name has letters, digits and "
                 "`_`, and begins with no digit. Correct it."
             )
-        if SECRET_NAME.search(name):
+        if SECRET_NAME.search(name) or holds_token(value):
             raise SpecError(
                 f"Secret in a file: {where}.{name}; it would be written into scripts and plans. "
                 f"Remove it, and `export {name}=...` before you submit."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ class Flag:
 
     Attributes:
         key: dotted key, `encode.tokens_per_batch`.
-        names: option names, the shortest first: `--tokens-per-batch` where no other section has
-            that key, and always `--encode-tokens-per-batch`.
+        names: option names, the shortest first: `--tokens-per-batch` where nothing else is called
+            so, and always `--encode-tokens-per-batch`.
         off_names: names that give a boolean the value false, `--no-normalize`.
         parameter: the key as a Python identifier, `encode_tokens_per_batch`.
         type: what one value is; a mapping takes `KEY=VALUE`.
@@ -47,15 +47,20 @@ class Flag:
     help: str
 
 
-def iter_flags(model: type[BaseModel]) -> list[Flag]:
-    """Returns a flag for each key of a run spec model, `kind` left out, in the model's order."""
+def iter_flags(model: type[BaseModel], taken: Collection[str] = ()) -> list[Flag]:
+    """Returns a flag for each key of a run spec model, `kind` left out, in the model's order.
+
+    Args:
+        model: of a kind of run.
+        taken: short names that mean something else in the command, such as `--workers`.
+    """
     slots = [(key, slot) for key, slot in leaves(model) if key not in _LEFT_OUT]
     full = {_option(key) for key, _ in slots}
     uses = Counter(key[-1] for key, _ in slots)
     flags = []
     for key, slot in slots:
         short = _option(key[-1:])
-        is_free = uses[key[-1]] == 1 and short not in full - {_option(key)}
+        is_free = uses[key[-1]] == 1 and short not in {*full, *taken} - {_option(key)}
         names = (short, _option(key)) if is_free else (_option(key),)
         flags.append(_flag(key, slot, tuple(dict.fromkeys(names))))
     return flags

@@ -17,6 +17,9 @@ from chatspace.spec.fields import Slot, leaves, model_at, slot_at
 
 _ABSENT = object()
 _MAX_KNOWN = 30
+# Share of letters that two spellings have in common; guesses below it surprise more than they help.
+_LEAST_RATIO = 0.65
+_LEAST_PART = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +50,10 @@ def unknown_key(
     origin = origin or document.override(key)
     where = f"--set {origin}" if origin else f"{document.place(key)} {dotted(key)}"
     listed = ", ".join(known[:_MAX_KNOWN]) or "none, a value stands here"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = near_name(name, known)
     prefix = dotted(key[:-1])
-    if close:
-        guess = f"{prefix}.{close[0]}" if origin and prefix else close[0]
+    if near is not None:
+        guess = f"{prefix}.{near}" if origin and prefix else near
         return f"Unknown key: {where}; known: {listed}. Did you mean {guess}?"
     elsewhere = [".".join(at) for at, _ in leaves(model) if at[-1] == name]
     advice = f"Did you mean {elsewhere[0]}?" if elsewhere else "Remove it or correct its name."
@@ -58,18 +61,41 @@ def unknown_key(
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean x?` for the known name nearest to `name`, else nothing.
+    """Returns ` Did you mean x?` for the known name nearest to `name`, else nothing."""
+    near = near_name(name, known)
+    return f" Did you mean {near}?" if near is not None else ""
 
-    Where none is spelt alike, a name that begins with `name` is near, then one that holds it.
+
+def near_name(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that is spelt most like `name`, None where none is near.
+
+    Case does not count, nor an extension that both have. Where none is spelt alike, a name of which
+    a word begins with `name` is near.
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    part = name.lower()
-    if not close and part:
-        close = [other for other in names if other.lower().startswith(part)]
-    if not close and len(part) > 2:
-        close = [other for other in names if part in other.lower()]
-    return f" Did you mean {close[0]}?" if close else ""
+    ratios = [_ratio(*_without_shared_end(name.lower(), other.lower())) for other in names]
+    best = max(ratios, default=0.0)
+    if best >= _LEAST_RATIO:
+        return names[ratios.index(best)]
+    part = re.compile(rf"(?<![^\W_]){re.escape(name)}", re.IGNORECASE)
+    holding = (other for other in names if len(name) >= _LEAST_PART and part.search(other))
+    return next(holding, None)
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _without_shared_end(one: str, other: str) -> tuple[str, str]:
+    """Returns two names without the extensions that both have: `.parquet` makes none alike."""
+    while True:
+        (one_begin, dot, end), (other_begin, _, other_end) = (
+            one.rpartition("."),
+            other.rpartition("."),
+        )
+        if not dot or end != other_end or not (one_begin and other_begin):
+            return one, other
+        one, other = one_begin, other_begin
 
 
 def _problem(

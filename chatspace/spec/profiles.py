@@ -21,6 +21,7 @@ DEFAULT_PROFILE = "generic"
 PROFILES_VARIABLE = "CHATSPACE_PROFILES"
 
 GpuDirective = Literal["gres", "gpus-per-task", "none"]
+SchedulerName = Literal["slurm", "none"]
 
 
 class ClusterProfile(Section):
@@ -30,6 +31,8 @@ class ClusterProfile(Section):
     """Name of the profile: letters, digits, `.`, `_` and `-`."""
     description: str | None = None
     """One line for the people who choose among profiles."""
+    scheduler: SchedulerName = "slurm"
+    """`none` is a machine of your own: what setup says next is `chatspace run`, not sbatch."""
     partition: str | None = None
     """Partition that jobs go to [the cluster's own default]."""
     account: str | None = None

@@ -16,20 +16,42 @@ _QUERY_NAME = re.compile(
     r"|authorization|jwt|bearer)"
     r"|(?:[^=&;]*[-_.])?(?:pass|passphrase|sas)|code)="
 )
+# Tokens that are known by how they begin, wherever they stand.
+# Source: https://docs.github.com/en/code-security/secret-scanning/introduction/supported-secret-scanning-patterns
+TOKENS = {
+    "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}"),
+    # In words, such as sk-learn, digits and capitals do not meet.
+    "an API key": re.compile(
+        r"(?<![A-Za-z0-9])(?:sk-(?=[\w-]*[0-9])(?=[\w-]*[A-Z])[\w-]{20,}|AIza[\w-]{35})"
+    ),
+    "an AWS key": re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    "a GitHub token": re.compile(
+        r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})"
+    ),
+    "a GitLab token": re.compile(r"(?<![A-Za-z0-9])glpat-[\w-]{20,}"),
+    "a Slack token": re.compile(r"(?<![A-Za-z0-9])xox[abprs]-[A-Za-z0-9-]{10,}"),
+}
 _WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 
 
 def holds_secret(url: str) -> bool:
-    """Whether a URL, or one that is chained to it by `::`, holds a password or a signature.
+    """Whether a URL, or one that is chained to it by `::`, holds a password, signature or token.
 
     At a web server every user counts as one: tokens are given so. Not covered: a secret that has
-    no name, or stands in the path.
+    no name, or stands in the path, and does not look like one of the well-known tokens.
     """
+    if holds_token(url):
+        return True
     for scheme, authority in _AUTHORITY.findall(url):
         user, at, _ = authority.rpartition("@")
         if at and (":" in user or scheme.lower() in ("http", "https")):
             return True
     return "://" in url and _QUERY_NAME.search(url) is not None
+
+
+def holds_token(text: str) -> bool:
+    """Whether a text holds what looks like a well-known sort of token."""
+    return any(pattern.search(text) for pattern in TOKENS.values())
 
 
 def refuse_expanded_secret(expanded: str, written: str, where: str) -> None:

@@ -38,9 +38,13 @@ class SlurmSection(Section):
     profile: str | None = None
     """Cluster profile: a name in `hpc/profiles/` or a YAML file ["generic"]."""
     partition: str | None = None
+    """Partition that jobs go to."""
     account: str | None = None
+    """Account that jobs are charged to."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Node features that jobs need, such as `h200`."""
     time: str | None = Field(None, pattern=TIME_PATTERN)
     """Walltime of one array task, in any form that sbatch takes."""
     mem_gb: int | None = Field(None, gt=0)

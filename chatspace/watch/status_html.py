@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chatspace.jobs.progress import format_duration
 from chatspace.watch.status import FailureGroup, RunStatus, SplitStatus
+from chatspace.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,15 +62,16 @@ def runs_html(runs: Sequence[RunStatus], workspace: Path) -> str:
         ([str(place), *_run_cells(run)] for place, run in enumerate(runs[:MAX_RUNS])), head
     )
     more = len(runs) - MAX_RUNS
-    return f"<div>{table}{_faint(f'and {more:,} older runs') if more > 0 else ''}</div>"
+    older = _faint(f"and {counted(more, 'older run')}") if more > 0 else ""
+    return f"<div>{table}{older}</div>"
 
 
 def status_line(status: RunStatus) -> str:
     """Returns the status of a run in one line of plain text."""
-    rows = f"{status.rows_done:,} of {status.rows:,} rows"
+    rows = f"{status.rows_done:,} of {counted(status.rows, 'row')}"
     parts = [f"{status.run_id}: {status.state}", rows, *_rate(status)]
     if status.failures:
-        parts.append(f"{len(status.failures):,} tasks failed")
+        parts.append(f"{counted(len(status.failures), 'task')} failed")
     if status.slurm == "silent" and status.state != "complete":
         parts.append("SLURM does not answer")
     return " · ".join(parts)
@@ -88,8 +90,8 @@ def _split_cells(split: SplitStatus, colour: str) -> list[str]:
     return [
         escape(split.split),
         _bar(split.rows_done, split.rows, colour),
-        f"{split.rows_done:,} of {split.rows:,} rows",
-        f"{split.shards_done:,} of {split.shards:,} shards",
+        f"{split.rows_done:,} of {counted(split.rows, 'row')}",
+        f"{split.shards_done:,} of {counted(split.shards, 'shard')}",
         "gathered" if split.manifest else f'<span style="{_FAINT}">not gathered</span>',
     ]
 
@@ -125,7 +127,7 @@ def _failure_cells(group: FailureGroup) -> list[str]:
 def _facts(status: RunStatus) -> Iterator[str]:
     yield from map(escape, _rate(status))
     if status.gpus_in_use:
-        yield f"{status.gpus_in_use:,} GPUs in use"
+        yield f"{counted(status.gpus_in_use, 'GPU')} in use"
     if status.n_requeues:
         yield f"requeued {status.n_requeues:,}×"
     if status.gather in ("running", "waiting", "failed", "cancelled"):
