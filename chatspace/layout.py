@@ -134,6 +134,11 @@ class RunLayout:
         """What an endpoint served the run, noted with its first answer."""
         return self.folder / "served.json"
 
+    @property
+    def token_count(self) -> Path:
+        """How the tokens of an endpoint's rows are counted, noted by the first task."""
+        return self.folder / "token_count.json"
+
     def requests(self, split: str) -> Path:
         """Folder of answers of an endpoint that stand in no shard of a split yet."""
         return self.folder / "requests" / path_component(split)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from chatspace.errors import UnfitEnvironmentError
-from chatspace.openai_embed.asking import Asker
-from chatspace.openai_embed.client import AgainError
+from chatspace.openai_embed.asking import Asker, Embeds
+from chatspace.openai_embed.client import AgainError, TooLongError
 from chatspace.openai_embed.limits import RateLimiter
 from chatspace.openai_embed.tokens import EstimatedCounter
 from tests.test_openai_limits import Clock
@@ -31,7 +31,7 @@ class Refusing:
         raise AgainError("429 slow down", self.after_s, is_limit=True)
 
 
-def asker_of(clock: Clock, client: Refusing, give_up_s: float = 60, **limits: float) -> Asker:
+def asker_of(clock: Clock, client: Embeds, give_up_s: float = 60, **limits: float) -> Asker:
     return Asker(
         client=client,
         limiter=RateLimiter(clock=clock, sleep=clock.sleep, **limits),
@@ -105,3 +105,42 @@ def test_ask_does_not_give_up_for_the_time_that_its_own_limits_take() -> None:
     answer = asker.ask(["a"], 1)
     assert answer.vectors.shape == (1, 2)
     assert clock.now_s > 120
+
+
+class Charging:
+    """Answers each request, and charges it with more tokens than were expected."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+
+    def embed(
+        self, name: str, texts: Sequence[str], dimensions: int | None
+    ) -> tuple[Any, Mapping[str, str]]:
+        usage = {"total_tokens": self.n_tokens}
+        return {"data": [{"index": 0, "embedding": [1.0, 0.0]}], "usage": usage}, {}
+
+
+@pytest.mark.parametrize("n_used", [70, 100, 130])
+def test_ask_charges_the_limit_with_what_the_endpoint_counts(n_used: int) -> None:
+    clock = Clock()
+    asker = asker_of(clock, Charging(n_used), tokens_per_min=6000)  # 1,000 of them at once
+    for _ in range(60):
+        asker.ask(["x"], 100)
+    sent_before_the_last = 59 * n_used
+    assert clock.now_s == pytest.approx((sent_before_the_last - 1000 + 100) / 100, abs=1)
+
+
+@pytest.mark.parametrize("refusal", [AgainError, TooLongError])
+def test_ask_that_is_refused_takes_over_what_the_headers_say(
+    refusal: type[AgainError] | type[TooLongError],
+) -> None:
+    clock = Clock()
+
+    class Full(Refusing):
+        def embed(self, *_: Any) -> tuple[Any, Mapping[str, str]]:
+            raise refusal("no", headers={"x-ratelimit-limit-requests": "60"})
+
+    asker = asker_of(clock, Full(clock, None), give_up_s=0.1)
+    with pytest.raises((UnfitEnvironmentError, TooLongError)):
+        asker.ask(["a"], 1)
+    assert asker.limiter.limits()["requests"] == 60

@@ -5,12 +5,15 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chatspace.errors import InputError, InterruptedRun, ModelError, UnfitEnvironmentError
 from chatspace.jobs.gather import gather_run
+from chatspace.openai_embed.work import open_session
 from tests.openai_runs import (
     N_ROWS,
     check_vectors,
@@ -21,7 +24,7 @@ from tests.openai_runs import (
     runtime_of,
     start_task,
 )
-from tests.openai_server import KEY, FakeOpenAI, Fault, serving
+from tests.openai_server import KEY, FakeOpenAI, Fault, serving, vector_of
 
 
 @pytest.fixture
@@ -99,6 +102,44 @@ def test_run_slice_obeys_retry_after_with_all_its_requests(
     server.faults.append(Fault("status", status=429, headers={"Retry-After": str(asked_s)}))
     run_here(plan_of(tmp_path, server, requests={"concurrency": 1}))
     assert server.times[1] - server.times[0] >= asked_s
+
+
+def before(server: FakeOpenAI, seconds: float) -> int:
+    """Requests that came within so many seconds of the first."""
+    return sum(time_s < server.times[0] + seconds for time_s in server.times)
+
+
+def test_run_slice_obeys_the_headers_of_a_refusal_with_all_its_requests(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    used_up = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"}
+    server.faults.append(Fault("status", status=429, headers=used_up))
+    server.delay_s = 0.2
+    plan = plan_of(tmp_path, server, requests={"concurrency": 2})
+    run_here(plan)
+    check_vectors(plan)
+    # What was under way with the one that was refused, at most one more, and then nothing: left to
+    # itself, the other thread asks for nine more in that time.
+    assert before(server, 1.9) <= 4
+    assert server.n_requests == N_ROWS // 5 + 1
+
+
+def test_requests_wait_together_where_a_refusal_does_not_say_for_how_long(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.faults.append(Fault("status", status=429))
+    server.delay_s = 0.1
+    plan = plan_of(tmp_path, server)
+    session = open_session(plan, plan.splits[0])
+    session.asker.first_backoff_s = 4.0  # it waits for half of that, at least
+    with ThreadPoolExecutor(2) as threads:
+        texts = [f"text {i}" for i in range(16)]
+        answers = list(threads.map(lambda text: session.asker.ask([text], 2), texts))
+    session.client.close()
+    for text, answer in zip(texts, answers, strict=True):
+        np.testing.assert_allclose(answer.vectors[0], vector_of(text, 16), atol=1e-6)
+    assert before(server, 1.9) <= 4
+    assert server.n_requests == len(texts) + 1
 
 
 def test_run_slice_without_credit_fails_at_once(server: FakeOpenAI, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatspace.openai_embed.limits import BURST, Halted, RateLimiter, duration_s, retry_after_s
+from chatspace.openai_embed.limits import (
+    BURST,
+    Halted,
+    RateLimiter,
+    duration_s,
+    retry_after_s,
+    used_up_s,
+)
 
 
 class Clock:
@@ -50,6 +57,49 @@ def test_acquire_never_lets_more_through_than_the_limits(
             assert len(inside) <= most + 1e-6
             burst = max(tokens_per_min * BURST, *needs)
             assert sum(inside) <= tokens_per_min * span_min + burst + max(needs) + 1e-6
+
+
+@given(
+    tokens_per_min=st.integers(1000, 100_000),
+    requests=st.lists(
+        st.tuples(st.integers(1, 3000), st.floats(0.1, 3.0)), min_size=1, max_size=40
+    ),
+)
+def test_correct_keeps_what_is_really_used_below_the_limit(
+    tokens_per_min: int, requests: list[tuple[int, float]]
+) -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, tokens_per_min=tokens_per_min)
+    sent: list[tuple[float, float]] = []
+    for estimate, times in requests:
+        limiter.acquire(estimate)
+        limiter.correct(estimate, estimate * times)
+        sent.append((clock.now_s, estimate * times))
+    largest = max(max(estimate, estimate * times) for estimate, times in requests)
+    burst = max(tokens_per_min * BURST, largest)
+    for first, (start_s, _) in enumerate(sent):
+        used = 0.0
+        for end_s, tokens in sent[first:]:
+            used += tokens
+            assert used <= tokens_per_min * (end_s - start_s) / 60 + burst + largest + 1e-6
+
+
+def test_correct_gives_back_what_was_estimated_too_high() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock, tokens_per_min=6000)
+    for _ in range(50):
+        limiter.acquire(1000)
+        limiter.correct(1000, 100)
+    assert clock.now_s == pytest.approx((50 * 100 - 100) / 100, abs=1.5)
+
+
+def test_correct_without_a_limit_changes_nothing() -> None:
+    clock = Clock()
+    limiter = limiter_of(clock)
+    limiter.correct(1, 10**9)
+    limiter.observe({"x-ratelimit-limit-tokens": "6000"})
+    limiter.acquire(1000)
+    assert clock.now_s == 0
 
 
 def test_acquire_without_limits_never_waits() -> None:
@@ -143,6 +193,25 @@ def test_acquire_ends_when_the_task_does() -> None:
 )  # fmt: skip
 def test_duration_s_reads_what_headers_say(text: str, seconds: float | None) -> None:
     assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "seconds"),
+    [
+        (("0", "4s"), ("9", "60s"), 4),
+        (("0", "4s"), ("0", "1m2s"), 62),
+        (("1", "4s"), ("9", "60s"), None),
+        (("0", ""), ("", ""), None),
+        (("0", "soon"), ("0", "2h"), 3600),
+    ],
+)
+def test_used_up_s_is_until_the_last_limit_that_is_used_up_begins_anew(
+    requests: tuple[str, str], tokens: tuple[str, str], seconds: float | None
+) -> None:
+    headers = {}
+    for name, (left, reset) in {"requests": requests, "tokens": tokens}.items():
+        headers |= {f"x-ratelimit-remaining-{name}": left, f"x-ratelimit-reset-{name}": reset}
+    assert used_up_s(headers) == seconds
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def test_set_up_writes_a_script_without_gpu_directives(tmp_path: Path) -> None:
         ({"model": {"dimensions": 8}}, False),
         ({"model": {"max_tokens": 8}}, False),
         ({"model": {"on_too_long": "skip"}}, False),
+        ({"model": {"long_text": "truncate"}}, True),
+        ({"model": {"long_text": "skip"}}, False),
         ({"output": {"dtype": "float16"}}, False),
     ],
 )
@@ -131,6 +133,10 @@ def test_azure_has_no_batch_mode() -> None:
         ({"requests": {"mode": "batch"}, "output": {"rows_per_shard": 50_001}}, "50000 inputs"),
         ({"requests": {"concurency": 2}}, "Did you mean concurrency"),
         ({"model": {"on_too_long": "drop"}}, "truncate"),
+        ({"model": {"long_text": "drop"}}, "expected one of truncate, error, skip"),
+        ({"model": {"long_text": "chunk", "chunk_tokens": 9}}, "not cut into chunks by kind: emb"),
+        ({"model": {"document_vector": True}}, "not cut into chunks by kind: embed_openai"),
+        ({"model": {"long_text": "skip", "on_too_long": "error"}}, "are one key; keep one"),
     ],
 )
 def test_spec_that_is_wrong_is_refused_in_one_line(
@@ -139,6 +145,14 @@ def test_spec_that_is_wrong_is_refused_in_one_line(
     with pytest.raises(SpecError, match=said) as caught:
         plan_run(spec_of(tmp_path, NOWHERE, **sections))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["truncate", "skip", "error"])
+def test_long_text_is_another_name_of_on_too_long(tmp_path: Path, how: str) -> None:
+    one = plan_run(spec_of(tmp_path, NOWHERE, model={"on_too_long": how}))
+    other = plan_run(spec_of(tmp_path, NOWHERE, model={"long_text": how}))
+    assert one.plan_sha256 == other.plan_sha256
+    assert other.spec["model"]["on_too_long"] == how
 
 
 def test_slices_that_are_asked_for_are_made(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _reporter(note: Note) -> Callable[[str, int, int], None]:
 
     def report(what: str, done: int, total: int) -> None:
         tenths = 10 * done // max(total, 1)
-        if (what == "fetching" or total > LARGE_BYTES) and tenths != said.get(what):
+        if (what.startswith("fetching") or total > LARGE_BYTES) and tenths != said.get(what):
             note(f"{what}: {format_bytes(done)} of {format_bytes(total)}")
         said[what] = tenths
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
 from chatspace.openai_embed.answers import Answer, BadAnswerError, read_answer
-from chatspace.openai_embed.client import AgainError, TooLongError
+from chatspace.openai_embed.client import AgainError, RefusedError, TooLongError
 from chatspace.openai_embed.journal import Record
 from chatspace.openai_embed.limits import RateLimiter
 from chatspace.openai_embed.served import Served, refuse_other
@@ -160,10 +160,19 @@ class Asker:
 
         def attempt() -> Answer:
             self.tally.add(requests=1)
-            body, headers = self.client.embed(self.name, texts, self.dimensions)
-            self.limiter.observe(headers)
-            answer = self.read(body, len(texts))
-            self.tally.add(n_tokens=n_tokens if answer.n_tokens is None else answer.n_tokens)
+            try:
+                body, headers = self.client.embed(self.name, texts, self.dimensions)
+            except RefusedError as refusal:
+                self.limiter.observe(refusal.headers)
+                raise
+            try:
+                answer = self.read(body, len(texts))
+                used = n_tokens if answer.n_tokens is None else answer.n_tokens
+                # Before the headers, whose figures have this request in them.
+                self.limiter.correct(n_tokens, used)
+            finally:
+                self.limiter.observe(headers)
+            self.tally.add(n_tokens=used)
             return answer
 
         # A single question finds out by itself whether the account's limits let it through.
@@ -218,10 +227,10 @@ class Asker:
                         f"Wrong answers: {self.name}; {n_bad} times: {error}. "
                         "Check model.dimensions and what the endpoint serves."
                     ) from None
-                wait_s, why = None, f"wrong answer: {error}"
+                wait_s, why, is_limit = None, f"wrong answer: {error}", False
             except AgainError as error:
-                wait_s, why = error.after_s, str(error)
-                self.tally.add(limited=int(error.is_limit))
+                wait_s, why, is_limit = error.after_s, str(error), error.is_limit
+                self.tally.add(limited=int(is_limit))
             # From the first one on; where a person waits, with it.
             failing_s += self.limiter.clock() - began_s if n_tries or self.is_awaited else 0.0
             doublings = min(n_tries, _MOST_DOUBLINGS)
@@ -229,7 +238,7 @@ class Asker:
             if failing_s > self.give_up_s or self._is_long_enough(n_tries, wait_s):
                 raise self._no_answer(n_tries, failing_s, why)
             backoff_s = min(MOST_BACKOFF_S, self.first_backoff_s * 2**doublings)
-            failing_s += self._wait(wait_s, backoff_s, why)
+            failing_s += self._wait(wait_s, backoff_s, why, is_limit=is_limit)
 
     def _is_long_enough(self, n_tries: int, wait_s: float | None) -> bool:
         """Returns whether a person who waits should hear now that there is no answer."""
@@ -247,16 +256,17 @@ class Asker:
             f"{why}. Finished answers are kept; look at the endpoint, then run it again."
         )
 
-    def _wait(self, asked_s: float | None, backoff_s: float, why: str) -> float:
+    def _wait(self, asked_s: float | None, backoff_s: float, why: str, *, is_limit: bool) -> float:
         """Waits for as long as is asked, or a little longer; returns the seconds nobody asked for.
 
         Also where no time is asked for, so that no request follows at once on its refusal.
         """
         self.tally.add(retries=1)
         pause_s = backoff_s * random.uniform(0.5, 1.0)  # so that tasks do not come back together
-        if asked_s is not None:
-            self.limiter.hold(asked_s)  # it is the account that has to wait, not this request alone
-            pause_s = max(pause_s, asked_s)
+        if asked_s is not None or is_limit:
+            # It is the account that has to wait, not this request alone.
+            self.limiter.hold(pause_s if asked_s is None else asked_s)
+        pause_s = max(pause_s, asked_s or 0.0)
         level = logging.INFO if self.is_awaited else logging.WARNING
         log.log(level, "again in %.1f s: %s", pause_s, why)
         self.limiter.pause(pause_s)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from chatspace.errors import ChatspaceError, InputError, ModelError, UnfitEnvironmentError
 from chatspace.openai_embed.answers import BadAnswerError
 from chatspace.openai_embed.endpoint import Endpoint, redacted
-from chatspace.openai_embed.limits import retry_after_s
+from chatspace.openai_embed.limits import retry_after_s, used_up_s
 
 Result = TypeVar("Result")
 
@@ -32,15 +32,30 @@ _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 
-class AgainError(Exception):
+class RefusedError(Exception):
+    """A request was not answered; `headers` are those of the refusal, in small letters."""
+
+    def __init__(self, why: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(why)
+        self.headers = headers or {}
+
+
+class AgainError(RefusedError):
     """A request failed in a way that may pass: try again, after `after_s` where that is said."""
 
-    def __init__(self, why: str, after_s: float | None = None, *, is_limit: bool = False) -> None:
-        super().__init__(why)
+    def __init__(
+        self,
+        why: str,
+        after_s: float | None = None,
+        *,
+        is_limit: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(why, headers=headers)
         self.after_s, self.is_limit = after_s, is_limit
 
 
-class TooLongError(Exception):
+class TooLongError(RefusedError):
     """The endpoint refuses a request for the length of its inputs."""
 
 
@@ -183,9 +198,12 @@ class Client:
             )
         if status in _TRY_AGAIN or status >= 500:
             is_limit = status == 429
-            return AgainError(f"{status} {said}", retry_after_s(headers), is_limit=is_limit)
+            after_s = retry_after_s(headers)
+            if after_s is None and is_limit:
+                after_s = used_up_s(headers)
+            return AgainError(f"{status} {said}", after_s, is_limit=is_limit, headers=headers)
         if status in (400, 413, 422) and is_too_long(said, code, error.param):
-            return TooLongError(said)
+            return TooLongError(said, headers=headers)
         return self._refusal(status, said)
 
     def _refusal(self, status: int, said: str) -> ChatspaceError:

@@ -1,7 +1,8 @@
 """The dry run: rows, tokens, requests, price and time of what a run has left to do.
 
-Unless it is asked to, it sends nothing. It reads the rows of its sample, a few at a time, or all of
-them; their texts are dropped as soon as they are counted.
+Unless it is asked to, it sends nothing to the endpoint; a file that tiktoken misses is fetched. It
+reads the rows of its sample, a few at a time, or all of them; their texts are dropped as soon as
+they are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from chatspace.openai_embed.asking import Asker
 from chatspace.openai_embed.catalogue import PRICES_OF, usd_per_million
 from chatspace.openai_embed.grouping import estimated_requests
 from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
-from chatspace.openai_embed.tokens import Counts, TokenCounter, make_counter
+from chatspace.openai_embed.tokens import (
+    BYTES_PER_TOKEN,
+    LEAST_OF_ESTIMATE,
+    MOST_OF_ESTIMATE,
+    Counts,
+    TokenCounter,
+    make_counter,
+)
 from chatspace.openai_embed.work import open_session
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.work import split_reader
@@ -39,6 +47,7 @@ class Estimate:
         rows_counted: rows whose tokens were counted.
         n_tokens: of all rows that are left, cut to the model's limit.
         method: how tokens were counted, in words.
+        is_guess: whether nobody counted tokens: they were estimated from bytes.
         spread: relative standard error of `n_tokens` from sampling, 0 where all were counted.
         too_long: about how many rows are above the limit.
         usd: price, None where it is not known.
@@ -51,6 +60,7 @@ class Estimate:
     rows_counted: int
     n_tokens: int
     method: str
+    is_guess: bool
     spread: float
     too_long: int
     n_requests: int
@@ -58,6 +68,12 @@ class Estimate:
     minutes: float | None
     limits: dict[str, float | None]
     asked: str | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What the tokens really are, as multiples of `n_tokens`: at least, at most."""
+        least, most = (LEAST_OF_ESTIMATE, MOST_OF_ESTIMATE) if self.is_guess else (1.0, 1.0)
+        return least * max(0.0, 1 - 2 * self.spread), most * (1 + 2 * self.spread)
 
 
 @dataclass(slots=True)
@@ -85,7 +101,7 @@ def dry_run(plan: Plan) -> list[str]:
 
 def _estimate(plan: Plan) -> Estimate:
     model = ModelSection.model_validate(plan.spec["model"])
-    counter = make_counter(model, plan.model["name"])
+    counter = make_counter(model, plan.model["name"], Path(plan.workspace), may_fetch=True)
     may_ask = SpendingSection.model_validate(plan.spec["spending"]).ask_endpoint
     if not may_ask or not any(_missing(plan, split) for split in plan.splits):
         return estimate_run(plan, counter, max_tokens=model.max_tokens)
@@ -123,6 +139,7 @@ def estimate_run(
         rows_counted=len(counts),
         n_tokens=round(n_tokens),
         method=counter.method,
+        is_guess=not counter.is_exact,
         spread=0.0 if is_all else _spread(counts),
         too_long=round(float((sample.counts > max_tokens).mean()) * n_sent) if len(counts) else 0,
         n_requests=_n_requests(plan, counts, kept, requests),
@@ -140,7 +157,7 @@ def estimate_lines(plan: Plan, estimate: Estimate) -> list[str]:
     requests = RequestsSection.model_validate(plan.spec["requests"])
     left = estimate.rows - estimate.rows_done
     share = "all rows" if estimate.spread == 0 else f"{estimate.rows_counted:,} rows of a sample"
-    spread = f", give or take {2 * estimate.spread:.0%}" if estimate.spread else ""
+    error = f", sampling error {2 * estimate.spread:.1%}" if estimate.spread else ""
     done = f" of {estimate.rows:,}, the others are done" if estimate.rows_done else ""
     mode = "Batch API" if requests.mode == "batch" else f"{requests.concurrency} at a time"
     lines = [
@@ -151,7 +168,8 @@ def estimate_lines(plan: Plan, estimate: Estimate) -> list[str]:
     if left == 0:
         return lines
     lines += [
-        f"  tokens    {estimate.n_tokens:,}{spread}; {estimate.method}, {share}",
+        f"  tokens    {estimate.n_tokens:,}; {estimate.method}, {share}{error}",
+        *([f"  beware    {_range_words(estimate)}"] if estimate.is_guess else []),
     ]
     if estimate.too_long:
         what = plan.spec["model"]["on_too_long"]
@@ -242,6 +260,7 @@ def _asked(estimate: Estimate, sample: _Sample, asker: Asker, counter: TokenCoun
     return replace(
         estimate,
         n_tokens=round(estimate.n_tokens * said / ours),
+        is_guess=False,
         method=f"the endpoint's own count of {len(sample.texts)} rows, scaled by their bytes",
     )
 
@@ -257,11 +276,26 @@ def _priced(estimate: Estimate, name: str, requests: RequestsSection) -> Estimat
     )
 
 
+def _range_words(estimate: Estimate) -> str:
+    least, most = (f"{round(estimate.n_tokens * times):,}" for times in estimate.range)
+    return (
+        f"really {least} to {most} tokens: bytes / {BYTES_PER_TOKEN} is a guess that fits English; "
+        "other languages and numbers have more. --ask-endpoint takes the endpoint's own count"
+    )
+
+
+def _usd_words(usd: float) -> str:
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.6f}"
+
+
 def _price_words(name: str, estimate: Estimate, mode: str) -> str:
     if estimate.usd is None:
         return f"not known: {name} is not in the table of {PRICES_OF} (mode {mode})"
     price = usd_per_million(name, mode)
-    shown = f"${estimate.usd:.2f}" if estimate.usd >= 1 else f"${estimate.usd:.6f}"
+    shown = _usd_words(estimate.usd)
+    if estimate.is_guess:
+        least, most = (_usd_words(estimate.usd * times) for times in estimate.range)
+        shown = f"{shown}, or {least} to {most},"
     return f"{shown} at ${price:g} for a million tokens, table of {PRICES_OF}"
 
 

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 BURST = 1 / 6
 MOST_HELD_S = 3600.0
 _STEP_S = 0.25  # how soon what waits sees that the task ends
+LIMITS = ("requests", "tokens")  # as headers name them
 SHORTEST_S = 1e-3  # a shorter wait may be lost in the rounding of the clock
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -54,6 +55,20 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
             moment = moment.replace(tzinfo=UTC)
         wait_s = (moment - (now or datetime.now(UTC))).total_seconds()
     return None if wait_s is None else min(max(0.0, wait_s), MOST_HELD_S)
+
+
+def used_up_s(headers: Mapping[str, str]) -> float | None:
+    """Returns how long nothing is left of a limit, None where something is, or nothing is said.
+
+    Source: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
+    """
+    waits = [
+        duration_s(headers.get(f"x-ratelimit-reset-{name}", ""))
+        for name in LIMITS
+        if duration_s(headers.get(f"x-ratelimit-remaining-{name}", "")) == 0
+    ]
+    known = [wait_s for wait_s in waits if wait_s]
+    return min(max(known), MOST_HELD_S) if known else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,8 +192,16 @@ class RateLimiter:
         with self._lock:
             self._held_until_s = max(self._held_until_s, self.clock() + wait_s)
 
+    def correct(self, n_taken: float, n_used: float) -> None:
+        """Puts right what a request took with `acquire`, once its answer says what it used.
+
+        What was estimated too low is taken now, also below nothing: what comes next waits for it.
+        """
+        with self._lock:
+            self._buckets["tokens"].level += n_taken - n_used
+
     def observe(self, headers: Mapping[str, str]) -> None:
-        """Takes over what an answer says of the limits and of what is left of them.
+        """Takes over what an answer, or a refusal, says of the limits and what is left of them.
 
         A limit that the user gave stays. What is left counts for the whole account, so that other
         programs that use the same key slow this one down.
@@ -186,14 +209,13 @@ class RateLimiter:
         for name, bucket in self._buckets.items():
             limit = duration_s(headers.get(f"x-ratelimit-limit-{name}", ""))
             left = duration_s(headers.get(f"x-ratelimit-remaining-{name}", ""))
-            reset_s = duration_s(headers.get(f"x-ratelimit-reset-{name}", ""))
             with self._lock:
                 if limit and not bucket.is_given:
                     bucket.set_limit(limit * self.share)
                 if left is not None and bucket.per_min is not None:
                     bucket.level = min(bucket.level, left)
-            if left == 0 and reset_s:
-                self.hold(min(reset_s, MOST_HELD_S))
+        if (wait_s := used_up_s(headers)) is not None:
+            self.hold(wait_s)
 
     def limits(self) -> dict[str, float | None]:
         """Returns the limits of the whole account as they are known by now, a minute."""

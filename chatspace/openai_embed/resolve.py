@@ -10,7 +10,7 @@ from chatspace.errors import SpecError
 from chatspace.layout import path_component
 from chatspace.openai_embed.catalogue import KNOWN
 from chatspace.openai_embed.endpoint import find_endpoint
-from chatspace.openai_embed.spec import EmbedOpenAISpec
+from chatspace.openai_embed.spec import EmbedOpenAISpec, ModelSection
 
 
 def resolve_model(spec: EmbedOpenAISpec) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def resolve_model(spec: EmbedOpenAISpec) -> dict[str, Any]:
             "spending.execute: true (--set spending.execute=true)."
         )
     found = variables()
-    name, dimensions = spec.model.name or found.get("OPENAI_EMBED_MODEL"), spec.model.dimensions
+    name, dimensions = model_name(spec.model), spec.model.dimensions
     if not name:
         raise SpecError(
             f"Which model: model.name is not set, nor is OPENAI_EMBED_MODEL; known prices: "
@@ -52,3 +52,8 @@ def resolve_model(spec: EmbedOpenAISpec) -> dict[str, Any]:
         "embedding_dim": dimensions or (known.dim if known else None),
         **asdict(find_endpoint(spec.model, spec.requests, found)),
     }
+
+
+def model_name(model: ModelSection) -> str | None:
+    """Returns the model that is asked for, None where nobody names one."""
+    return model.name or variables().get("OPENAI_EMBED_MODEL")

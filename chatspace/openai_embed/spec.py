@@ -19,6 +19,10 @@ MAX_BATCH_INPUTS = 50_000
 MAX_CONCURRENCY = 256
 
 
+_LONG_TEXT = ("truncate", "error", "skip")
+_CHUNKS = {"chunk_tokens", "overlap_tokens", "document_vector"}
+
+
 class ModelSection(Section):
     """Which model, where it is served, and what happens to rows that it cannot take."""
 
@@ -38,8 +42,27 @@ class ModelSection(Section):
     endpoint's own limit counts."""
     on_too_long: Literal["truncate", "error", "skip"] = "truncate"
     """What happens to a longer row; it is counted either way."""
+    long_text: Literal["truncate", "error", "skip"] | None = None
+    """Another name of `on_too_long`, as `kind: embed` has it."""
     encoding: str | None = Field(None, min_length=1)
     """Encoding of tiktoken that counts the tokens [the model's, where tiktoken knows it]."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, values: object) -> object:
+        """Refuses chunks, and gives what happens to long rows the one name that is hashed."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("long_text") == "chunk" or _CHUNKS & values.keys():
+            raise ValueError(
+                "rows are not cut into chunks by kind: embed_openai; long_text has truncate, error "
+                "and skip. Use kind: embed, or put chunks of your own into the dataset"
+            )
+        if values.get("long_text") not in _LONG_TEXT:
+            return values
+        if values.get("on_too_long") is not None:
+            raise ValueError("long_text and on_too_long are one key; keep one")
+        return {**values, "on_too_long": values["long_text"], "long_text": None}
 
 
 class RequestsSection(Section):

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from chatspace.env import variables
 from chatspace.errors import SpecError
+from chatspace.layout import Layout
 from chatspace.openai_embed.asking import Asker
 from chatspace.openai_embed.batching import BatchRun
 from chatspace.openai_embed.client import Client
@@ -20,7 +22,7 @@ from chatspace.openai_embed.served import keep_served, read_served
 from chatspace.openai_embed.shard import Opener
 from chatspace.openai_embed.slice_run import Counters
 from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
-from chatspace.openai_embed.tokens import make_counter
+from chatspace.openai_embed.tokens import as_the_run_began, make_counter
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.work import SliceOutcome, SliceWork
 
@@ -134,6 +136,9 @@ def open_session(plan: Plan, split: SplitPlan | None) -> Session:
     name = plan.model["name"]
     client = Client(endpoint, find_key(endpoint, variables()))
     earlier = read_served(plan)
+    counter = make_counter(model, name, Path(plan.workspace))
+    if not is_question:
+        counter = as_the_run_began(counter, Layout(Path(plan.workspace)).run(plan.run_id))
     asker = Asker(
         client=client,
         limiter=RateLimiter(
@@ -141,7 +146,7 @@ def open_session(plan: Plan, split: SplitPlan | None) -> Session:
             tokens_per_min=requests.tokens_per_min,
             share=1 / tasks_at_once(plan, split),
         ),
-        counter=make_counter(model, name),
+        counter=counter,
         name=name,
         dimensions=model.dimensions,
         dim=plan.model.get("embedding_dim") or (earlier.dim if earlier else None),
