@@ -17,7 +17,7 @@ def test_planning_quick_reads_what_it_says_in_bounded_memory() -> None:
         "sample fraction = 0.5": 1_000_000,
         "sample, 1,000 strata": 1_000_000,
     }
-    assert all(0 < float(row["peak memory, GB"]) < 1 for row in rows.values())
+    assert all(0 < float(row["peak GB"]) < 1 for row in rows.values())
     assert all(0 < int(row["slices"]) <= 256 for row in rows.values())
 
 

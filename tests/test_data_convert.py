@@ -15,7 +15,7 @@ from chatspace.data import json_items as json_module
 from chatspace.data.convert import Conversion, convert
 from chatspace.data.json_items import json_items
 from chatspace.data.staging import stage_split
-from chatspace.errors import ChatspaceError, InputError, UserError
+from chatspace.errors import ChatspaceError, InputError, SpecError, UserError
 from chatspace.spec.dataset import DatasetSection
 from tests.stores import gzip_bytes, jsonl_bytes, zstd_bytes
 
@@ -217,11 +217,21 @@ def test_stage_dataset_dict_folder_with_split_placeholder(tmp_path: Path) -> Non
         stage_split(missing, "tests", tmp_path / "ws", "x")
 
 
-def test_convert_folder_of_saved_splits_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_convert_folder_of_saved_splits_converts_each(tmp_path: Path) -> None:
     import datasets
 
-    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
-    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(InputError, match=r"has test, train\. Convert .*saved/test and so on"):
-        convert(Conversion(path=tmp_path / "saved", out=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    made = {"train": datasets.Dataset.from_list(ROWS), "dev": datasets.Dataset.from_list(ROWS[:1])}
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    wanted = {"train": ROWS, "dev": ROWS[:1]}
+    assert converted(tmp_path / "saved", tmp_path / "out") == wanted
+    assert converted(tmp_path / "saved", tmp_path / "named", format="arrow") == wanted
+    with pytest.raises(SpecError, match=r"--from json; .* was saved by datasets"):
+        convert(Conversion(path=tmp_path / "saved", out=tmp_path / "no", format="json"))
+    (tmp_path / "saved" / "dev" / "state.json").unlink()
+    with pytest.raises(InputError, match=r"Damaged dataset: .*saved/dev/state\.json is not there"):
+        convert(Conversion(path=tmp_path / "saved", out=tmp_path / "no"))
+    for content in ("{}", "[1]", "no json", '{"splits": []}'):
+        (tmp_path / "saved" / "dataset_dict.json").write_text(content)
+        with pytest.raises(InputError, match="Damaged dataset: "):
+            convert(Conversion(path=tmp_path / "saved", out=tmp_path / "no"))
+    assert not (tmp_path / "no").exists()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from chatspace.data.hub import no_such_subset
 from tests.hub import Hub, serving
 from tests.stores import jsonl_bytes, parquet_bytes
 
@@ -65,13 +66,15 @@ def environment(hub_url: str, home: Path) -> dict[str, str]:
     }
 
 
-def stage(hub_url: str, home: Path, *asked: dict[str, Any]) -> list[dict[str, Any]]:
+def stage(
+    hub_url: str, home: Path, *asked: dict[str, Any], variables: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     values = [
         {"source": "huggingface", "workspace": str(home / "ws"), **section} for section in asked
     ]
     done = subprocess.run(
         [sys.executable, "-c", STAGE, json.dumps(values)],
-        env=environment(hub_url, home / "hf"),
+        env=variables or environment(hub_url, home / "hf"),
         capture_output=True,
         text=True,
         timeout=120,
@@ -105,10 +108,11 @@ def test_stage_hub_dataset_is_pinned_and_read_as_the_hub_serves_it(
     assert again == newest
     assert (pinned["revision"], len(pinned["texts"])) == (old, 2)
     assert gone["error"].startswith("2 No such dataset: dataset.name='org/gone'; ")
-    assert split["error"].startswith("2 Cannot load: dataset.name='org/plain', subset default, ")
-    assert gated["error"].startswith("2 ")
-    assert "hf auth login" in gated["error"]
-    assert revision["error"].startswith("2 ")
+    assert split["error"].startswith("2 No such split: dataset.name='org/plain', subset default, ")
+    assert "it has train." in split["error"]
+    assert gated["error"].startswith("2 Gated dataset: dataset.name='org/gated'; ")
+    assert "/datasets/org/gated, and set HF_TOKEN" in gated["error"]
+    assert revision["error"].startswith("2 No such revision: dataset.name='org/plain', revision v9")
 
 
 def test_stage_hub_dataset_with_a_script_comes_as_the_hub_converted_it(
@@ -219,6 +223,128 @@ def test_download_dataset_command_of_the_hub_writes_what_a_spec_reads(
     assert f"path: {folder.parent}, split: train" in done.stdout
     again = run()
     assert "was there already" in again.stdout
-    wrong = run("--split", "dev")
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("chatspace: Cannot load: ")
+    for options, code, says in [
+        (["--split", "dev"], 2, "No such split: "),
+        (["--name", "org/nobody"], 2, "No such dataset: dataset.name='org/nobody'; "),
+    ]:
+        wrong = run(*options)
+        assert (wrong.returncode, wrong.stderr.count("\n")) == (code, 1)
+        assert wrong.stderr.startswith(f"chatspace: {says}")
+
+
+MULTI = b"""---
+configs:
+- config_name: a
+  data_files: a/train.jsonl
+- config_name: b
+  data_files: b/train.jsonl
+---
+"""
+
+
+def test_stage_hub_dataset_of_several_subsets_names_them(hub: Hub, tmp_path: Path) -> None:
+    files = {f"{name}/train.jsonl": jsonl_bytes(ROWS[:n]) for name, n in (("a", 1), ("b", 2))}
+    hub.add_dataset("org/multi", {**files, "README.md": MULTI})
+    missing, wrong, named = stage(
+        hub.url,
+        tmp_path,
+        {"name": "org/multi"},
+        {"name": "org/multi", "subset": "c"},
+        {"name": "org/multi", "subset": "b"},
+    )
+    assert missing["error"].startswith("2 No such subset: dataset.name='org/multi', subset not set")
+    assert "it has a, b." in missing["error"]
+    assert "subset c; it has a, b." in wrong["error"]
+    assert named["texts"] == ["row 0", "row 1"]
+
+
+def test_no_such_subset_of_many_names_a_few_and_the_count() -> None:
+    text = str(no_such_subset("dataset.name='x'", None, [f"s{i}" for i in range(120)]))
+    assert "it has s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, ... (120 in all)." in text
+
+
+def own_cache(hub_url: str, home: Path, **variables: str) -> dict[str, str]:
+    """Variables of somebody who sets no place for the libraries' caches."""
+    kept = environment(hub_url, home)
+    del kept["HF_HOME"]
+    return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), **variables}
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_stage_hub_dataset_writes_below_the_workspace_alone(hub: Hub, tmp_path: Path) -> None:
+    both = {"train": jsonl_bytes(ROWS), "test": jsonl_bytes(ROWS[:2])}
+    hub.add_dataset("org/lines", {f"{name}.jsonl": text for name, text in both.items()})
+    parquet = {f"{name}-0.parquet": parquet_bytes(ROWS) for name in both}
+    hub.add_dataset("org/parquet", {**parquet, "README.md": b""})
+    home, workspace = tmp_path / "home", tmp_path / "ws"
+    variables = own_cache(hub.url, home)
+    hub.fetched.clear()
+    lines, as_it_lies, wrong = stage(
+        hub.url,
+        tmp_path,
+        {"name": "org/lines"},
+        {"name": "org/parquet", "split": "test"},
+        {"name": "org/lines", "split": "test", "text_field": "body"},
+        variables=variables,
+    )
+    assert lines["texts"] == as_it_lies["texts"] == [row["text"] for row in ROWS]
+    assert as_it_lies["files"] == ["datasets/processed/org__parquet/test/test-0.parquet"]
+    assert (workspace / as_it_lies["files"][0]).read_bytes() == parquet["test-0.parquet"]
+    assert wrong["error"].startswith("2 ")
+    assert files_below(home) == []
+    assert "train-0.parquet" not in hub.fetched
+    left = [name for name in files_below(workspace) if "/." in name]
+    assert left  # what came of the split whose column is not there, for the next try
+    assert all(name.startswith("datasets/processed/org__lines/.test.hub/hub/") for name in left)
+    (again,) = stage(hub.url, tmp_path, {"name": "org/lines", "split": "test"}, variables=variables)
+    assert len(again["texts"]) == 2
+    assert [name for name in files_below(workspace) if "/." in name] == []
+    assert hub.fetched.count("test.jsonl") == 1
+
+
+def test_stage_hub_dataset_uses_the_caches_that_somebody_set(hub: Hub, tmp_path: Path) -> None:
+    hub.add_dataset("org/cached", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
+    set_ = {"HF_HUB_CACHE": str(tmp_path / "h"), "HF_DATASETS_CACHE": str(tmp_path / "d")}
+    variables = own_cache(hub.url, tmp_path / "home", **set_)
+    (staged,) = stage(hub.url, tmp_path, {"name": "org/cached"}, variables=variables)
+    assert len(staged["texts"]) == len(ROWS)
+    assert any(name.endswith("train.jsonl") for name in files_below(tmp_path / "h"))
+    assert any(name.endswith("-train.arrow") for name in files_below(tmp_path / "d"))
+    assert files_below(tmp_path / "home") == []
+
+
+def test_stage_hub_dataset_offline_is_read_from_the_own_cache(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.add_dataset("org/earlier", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
+    variables = own_cache(hub.url, tmp_path / "home")
+    load = "import datasets; datasets.load_dataset('org/earlier')"
+    subprocess.run([sys.executable, "-c", load], env=variables, check=True, timeout=120)
+    before = files_below(tmp_path / "home")
+    found, missing = stage(
+        hub.url,
+        tmp_path,
+        {"name": "org/earlier"},
+        {"name": "org/never-loaded"},
+        variables={**variables, "HF_HUB_OFFLINE": "1"},
+    )
+    assert (len(found["texts"]), found["revision"]) == (len(ROWS), commit)
+    assert missing["error"].startswith("4 Hub out of reach: dataset.name='org/never-loaded'; ")
+    assert [n for n in files_below(tmp_path / "home") if not n.endswith(".lock")] == [
+        n for n in before if not n.endswith(".lock")
+    ]
+
+
+def test_stage_hub_dataset_that_is_gone_is_used_as_it_was_staged(hub: Hub, tmp_path: Path) -> None:
+    hub.add_dataset("org/leaves", {"train.jsonl": jsonl_bytes(ROWS), "README.md": b""})
+    (first,) = stage(hub.url, tmp_path, {"name": "org/leaves"})
+    del hub.commits["datasets/org/leaves"]
+    kept, elsewhere = stage(
+        hub.url,
+        tmp_path,
+        {"name": "org/leaves"},
+        {"name": "org/leaves", "workspace": str(tmp_path / "w2")},
+    )
+    assert kept == first
+    assert elsewhere["error"].startswith("2 No such dataset: ")

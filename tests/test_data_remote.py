@@ -275,7 +275,7 @@ def test_dataset_section_url_with_a_secret_is_refused_and_not_shown(path: str) -
             },
             "test",
         )
-    assert "path holds a password or a signature" in str(caught.value)
+    assert "path holds a password, a signature or a token" in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
 

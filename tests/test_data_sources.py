@@ -69,6 +69,20 @@ def test_find_files_folder_of_other_splits_is_not_this_one(tmp_path: Path) -> No
     assert names(tmp_path, tmp_path, "everything") == both
 
 
+def test_find_files_folder_with_another_split_among_odd_names_is_not_this_one(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "train.parquet", "odd.parquet")
+    with pytest.raises(InputError, match=r"the folder has odd\.parquet, train\.parquet\. Check"):
+        names(tmp_path, tmp_path, "validation")
+    assert names(tmp_path, tmp_path) == ["train.parquet"]
+    fill(tmp_path / "b", "test-00000-of-1.parquet", "odd.parquet")
+    with pytest.raises(InputError, match="split train; looked for train/"):
+        names(tmp_path, tmp_path / "b")
+    fill(tmp_path / "c", "dev-notes.parquet", "intro.parquet")
+    assert names(tmp_path, tmp_path / "c") == ["c/dev-notes.parquet", "c/intro.parquet"]
+
+
 def test_find_files_placeholder_stands_for_the_split(tmp_path: Path) -> None:
     fill(tmp_path, "x/train/1.parquet", "x/test/2.parquet", "y-test.parquet")
     splits = {"splits": ("train", "test")}

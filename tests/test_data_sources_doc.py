@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -54,6 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     files = {
         "wiki/train.parquet": parquet_bytes(ROWS),
         "posts.jsonl.zst": zstd_bytes(jsonl_bytes(ROWS)),
+        "table.csv": b"text\na\nb\n",
         "table.csv.gz": gzip_bytes(b"text\na\nb\n"),
         "books/one.txt": b"a\n\nb\nc\n",
         "nested/train.parquet": parquet_bytes(nested),
@@ -71,15 +75,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A web server on this machine that has what the page's own has."""
+    folder = tmp_path_factory.mktemp("www")
+    (folder / "posts.jsonl.gz").write_bytes(gzip_bytes(jsonl_bytes(ROWS)))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 def is_of_hub(example: dict[str, Any]) -> bool:
     return example["source"] == "huggingface" or str(example["path"]).startswith("hf://")
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if not is_of_hub(e)])
 def test_sources_page_example_gives_texts(
-    data: Path, tmp_path: Path, example: dict[str, Any]
+    data: Path, web: str, tmp_path: Path, example: dict[str, Any]
 ) -> None:
-    section = DatasetSection.model_validate(example)
+    path = example["path"].replace("https://example.org", web)
+    section = DatasetSection.model_validate({**example, "path": path})
     label = dataset_label(section)
     files = inventory(stage_split(section, "train", tmp_path, label).files, section)
     reader = SplitReader(
@@ -100,6 +122,13 @@ def test_sources_page_examples_of_the_hub_give_texts(tmp_path: Path) -> None:
     with serving(hub):
         for found in stage(hub.url, tmp_path, *examples):
             assert found["texts"] == [row["text"] for row in ROWS]
+
+
+def test_sources_page_has_an_example_of_each_source_and_url() -> None:
+    found = {str(example["source"]) for example in EXAMPLES}
+    assert found == set(get_args(DatasetSection.model_fields["source"].annotation))
+    urls = {str(e["path"]).partition("://")[0] for e in EXAMPLES if "://" in str(e.get("path"))}
+    assert urls == {"s3", "gs", "hf", "https"}
 
 
 def test_sources_page_commands_work(data: Path) -> None:

@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import datasets
+import pyarrow as pa
 import pytest
 
 from chatspace.data import hub, staging
+from chatspace.data.hub import HubSplit
 from chatspace.data.staged_split import StagedSplit
 from chatspace.data.staging import stage_split
-from chatspace.errors import InputError, SpecError
+from chatspace.data.tables import Table
+from chatspace.errors import InputError, SpecError, UnfitEnvironmentError
 from chatspace.spec.dataset import DatasetSection
 from tests.test_data_staging import rows
 
@@ -24,16 +26,21 @@ def workspace(tmp_path: Path) -> Path:
 
 
 class FakeHub:
+    """A hub whose answers are ready; what its clients do with a real one is in test_data_hub."""
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch, revision: str | None = "a" * 40) -> None:
         self.revision, self.loads = revision, 0
-        monkeypatch.setattr(hub, "resolve_revision", lambda dataset: self.revision)
         monkeypatch.setattr(staging, "resolve_revision", lambda dataset: self.revision)
-        monkeypatch.setattr(hub, "_is_in_reach", lambda dataset: True)
-        monkeypatch.setattr(datasets, "load_dataset", self.load)
+        monkeypatch.setattr(staging, "read_hub", self.read)
 
-    def load(self, name: str, subset: str | None, **options: Any) -> datasets.Dataset:
+    def read(
+        self, dataset: DatasetSection, split: str, revision: str | None, home: Path
+    ) -> HubSplit:
         self.loads += 1
-        return datasets.Dataset.from_dict({"text": [name, str(subset), options["split"]]})
+        batch = pa.RecordBatch.from_pydict({"text": [dataset.name, str(dataset.subset), split]})
+        return HubSplit(
+            revision=revision, table=Table(schema=batch.schema, batches=lambda: iter([batch]))
+        )
 
 
 def stage_hub(workspace: Path, **dataset: Any) -> StagedSplit:
@@ -66,31 +73,21 @@ def test_stage_hub_out_of_reach_is_one_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UnfitEnvironmentError) as caught:
         stage_hub(workspace, name="org/does-not-exist")
     assert str(caught.value).startswith("Hub out of reach: dataset.name='org/does-not-exist'; ")
     assert "\n" not in str(caught.value)
 
 
-def test_stage_hub_unknown_split_is_one_line(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*_: Any, **__: Any) -> None:
-        raise ValueError("Unknown split \"train\". Should be one of ['test'].\nmore")
-
-    FakeHub(monkeypatch)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(InputError, match=r"Cannot load: .*split train; Unknown split") as caught:
-        stage_hub(workspace)
-    assert "\n" not in str(caught.value)
-
-
-def test_stage_hub_name_of_a_local_folder_is_refused(
-    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FakeHub(monkeypatch)
-    with pytest.raises(SpecError, match="For local files write source: parquet"):
+def test_stage_hub_name_of_a_local_folder_is_refused(tmp_path: Path, workspace: Path) -> None:
+    with pytest.raises(SpecError, match=r"For local files write source: parquet .* `chatspace"):
         stage_hub(workspace, name=str(tmp_path))
+    assert not workspace.exists()
+
+
+def test_stage_hub_name_that_the_hub_has_not_is_refused(workspace: Path) -> None:
+    with pytest.raises(InputError, match=r"Not a name on the hub: .*; names are org/name\. "):
+        stage_hub(workspace, name="data/no such folder/x")
 
 
 def test_resolve_revision_full_commit_needs_no_hub() -> None:
@@ -115,12 +112,12 @@ def test_stage_hub_without_network_fails_soon_and_quietly(
         "import sys\n"
         "from pathlib import Path\n"
         "from chatspace.data.staging import stage_split\n"
-        "from chatspace.errors import InputError\n"
+        "from chatspace.errors import UnfitEnvironmentError\n"
         "from chatspace.spec.dataset import DatasetSection\n"
         f"dataset = DatasetSection(source='huggingface', name='org/x', revision={revision!r})\n"
         "try:\n"
         f"    stage_split(dataset, 'train', Path({str(workspace)!r}), 'x')\n"
-        "except InputError as error:\n"
+        "except UnfitEnvironmentError as error:\n"
         "    print(error)\n"
     )
     variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}

@@ -393,3 +393,42 @@ def test_template_that_prints_an_address_is_refused_and_a_row_about_one_is_not()
     assert row_template("{{ text }}").render({"text": about}) == about
     with pytest.raises(UnfitRow):
         row_template("{{ text * 10**15 }}").render({"text": "long"})
+
+
+def test_inventory_column_of_no_conversations_is_refused(tmp_path: Path) -> None:
+    wrong: dict[str, list[Any]] = {
+        "text": ["plain text", None, "more"],
+        "number": ["1", "[1, 2]", "true"],
+        "other": [json.dumps({"title": "t"}), json.dumps([{"speaker": "a", "says": "b"}]), "{"],
+    }
+    for name, values in wrong.items():
+        path = write(tmp_path / f"{name}.parquet", [{name: value} for value in values])
+        for turns in ("all_turns", "first_assistant", "last_user"):
+            made = section(text_field=name, conversation=turns)
+            with pytest.raises(InputError, match="Not a conversation: ") as caught:
+                inventory([path], made)
+            assert "\n" not in str(caught.value)
+            assert f"the first {2 if name == 'text' else 3} values of " in str(caught.value)
+    with pytest.raises(InputError, match=r"such as 'plain text'\. Name another column"):
+        inventory(
+            [tmp_path / "text.parquet"],
+            section(conversation="all_turns", sample={"n": 1}, skip_rows=1),
+        )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [None, "", None],
+        ["no json", "[]"],
+        ["no json", json.dumps(OPENAI)],
+        ["{", json.dumps({"role": ["user"], "content": ["q"]})],
+        ["no json", json.dumps([{"value": "a turn without a role"}])],
+    ],
+)
+def test_inventory_column_that_may_hold_conversations_is_taken(
+    tmp_path: Path, values: list[str | None]
+) -> None:
+    path = write(tmp_path / "a.parquet", [{"text": v, "n": i} for i, v in enumerate(values)])
+    (file,) = inventory([path], section(conversation="first_assistant"))
+    assert file.rows == len(values)

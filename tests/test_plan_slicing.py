@@ -1,4 +1,6 @@
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatspace.data.inputs import InputFile
-from chatspace.plan.slicing import fewest_slices, make_slices, shard_text_bytes, slice_count
+from chatspace.jobs.setup import set_up
+from chatspace.plan.slicing import (
+    fewest_slices,
+    make_slices,
+    shard_text_bytes,
+    slice_count,
+    split_weights,
+)
 from chatspace.spec.base import SlicesSection
+from tests.conftest import SpecMaker, write_parquet
 
 
 def lightest_maximum(weights: list[int], count: int) -> int:
@@ -90,3 +100,22 @@ def test_shard_text_bytes_shared_row_group_is_divided_by_rows() -> None:
 def test_shard_text_bytes_rows_beyond_the_limit_are_not_counted() -> None:
     file = InputFile(path="a", bytes=1, mtime_ns=1, rows=400, row_groups=(400,), text_bytes=(4000,))
     assert shard_text_bytes([file], rows=250, rows_per_shard=100).tolist() == [1000, 1000, 500]
+
+
+def test_set_up_one_row_group_is_read_for_slices_by_bytes_alone(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    data = tmp_path / "one" / "train.parquet"
+    write_parquet(data, {"text": ["x"] * 800 + ["y" * 3000] * 200}, row_group_size=1000)
+    sections: dict[str, Any] = {"dataset": {"path": str(data)}, "output": {"rows_per_shard": 10}}
+    by_bytes = set_up(make_spec(**sections, slices={"count": 10})).plan
+    by_rows = set_up(make_spec(**sections, slices={"count": 10, "balance": "rows"})).plan
+    assert by_bytes.plan_sha256 == by_rows.plan_sha256
+    (split,) = by_bytes.splits
+    assert split.text_bytes == 800 + 200 * 3000
+    assert max(s.text_bytes for s in split.slices) < 1.2 * split.text_bytes / 10
+    assert split.slices[0].shard_stop > 80
+    assert split_weights(split).sum() == split.text_bytes
+    (split,) = by_rows.splits
+    assert split.files[0].text_steps == ()
+    assert [s.shard_stop for s in split.slices] == list(range(10, 101, 10))

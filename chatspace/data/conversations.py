@@ -68,20 +68,39 @@ RENDERINGS: dict[Conversation, tuple[Callable[[Any], str | None], str]] = {
 }
 
 
+def is_turns(conversation: Any) -> bool:
+    """Whether a value has the shape of a conversation: a list without turns, or with one of ours.
+
+    A turn has `content` or `value`. What the turns say, and whether they say anything, is not
+    looked at.
+    """
+    listed = _listed(conversation)
+    if listed is None:
+        return False
+    turns = [turn for turn in listed if isinstance(turn, dict)]
+    return not listed or any({"content", "value"} & turn.keys() for turn in turns)
+
+
 def _turns(conversation: Any) -> Iterator[dict[str, Any]]:
+    yield from (turn for turn in _listed(conversation) or () if isinstance(turn, dict))
+
+
+def _listed(conversation: Any) -> list[Any] | None:
+    """Returns the items of a conversation in any of its forms, None where it is in none."""
     if isinstance(conversation, str):
         try:
             conversation = json.loads(conversation)
         except (ValueError, RecursionError):
-            return
+            return None
     if isinstance(conversation, dict):
-        conversation = _transposed(conversation)
-    if isinstance(conversation, list):
-        yield from (turn for turn in conversation if isinstance(turn, dict))
+        return _transposed(conversation)
+    return conversation if isinstance(conversation, list) else None
 
 
-def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
+def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]] | None:
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+    if not lists:
+        return None
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=False)]
 
 

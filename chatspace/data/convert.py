@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from chatspace.data.json_items import json_items, json_rows
 from chatspace.data.opening import with_compression
 from chatspace.data.parquet import reading
 from chatspace.data.plain_text import read_text
-from chatspace.data.sources import find_files, natural_order
+from chatspace.data.sources import STATE_NAME, find_files, natural_order
 from chatspace.data.staged_folder import no_ids, read_record, write_folder
 from chatspace.data.tables import Table, read_arrow, read_csv, read_jsonl, read_objects
 from chatspace.errors import InputError, OutputError, SpecError
@@ -80,7 +81,8 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
         raise InputError(
             f"No such file or folder: {shown(task.path)}; looked from {Path.cwd()}. Check the path."
         )
-    _refuse_saved_splits(task.path)
+    if (task.path / "dataset_dict.json").is_file():
+        return _convert_saved_splits(task)
     format_ = task.format or _told_by_names(task.path)
     if format_ == "parquet":
         raise SpecError(f"Parquet already: {shown(task.path)}. {_advice(format_)}.")
@@ -90,7 +92,13 @@ def convert(task: Conversion, note: Callable[[str], None] = log.warning) -> list
     files = _files(task.path, format_)
     for path in files if format_ in EXTENSIONS else []:
         refuse_other_format(path, format_, _advice)
-    tables = list(_tables(task, files, format_, note))
+    return _written(task, format_, list(_tables(task, files, format_, note)))
+
+
+def _written(
+    task: Conversion, format_: str, tables: Sequence[tuple[str, list[Path], Table]]
+) -> list[Converted]:
+    """Writes splits, after all of them are known to have a place."""
     _refuse_twice([(split, paths) for split, paths, _ in tables])
     folders = [_folder(task, split) for split, _, _ in tables]
     done = []
@@ -138,17 +146,30 @@ def _table(task: Conversion, format_: str, paths: Sequence[Path]) -> Table:
     return {"jsonl": read_jsonl, "csv": read_csv, "arrow": read_arrow}[format_](paths)
 
 
-def _refuse_saved_splits(path: Path) -> None:
-    """Refuses the folder of a saved `DatasetDict`: its one JSON file lists splits, not rows."""
-    if not (path / "dataset_dict.json").is_file():
-        return
-    splits = sorted(state.parent.name for state in path.glob("*/state.json"))
-    first = shown(path / splits[0]) if splits else "one of its folders"
-    raise InputError(
-        f"Folder of several splits: {shown(path)} was saved by datasets and has "
-        f"{', '.join(splits) or 'none'}. Convert {first} and so on, or have a run read it as it "
-        "is with source: arrow."
-    )
+def _convert_saved_splits(task: Conversion) -> list[Converted]:
+    """Converts each split of a `DatasetDict` that `datasets` saved, as its JSON file lists them."""
+    path = task.path / "dataset_dict.json"
+    if task.format not in (None, "arrow"):
+        raise SpecError(
+            f"Arrow files: --from {task.format}; {shown(task.path)} was saved by datasets. Leave "
+            "--from out."
+        )
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        splits = [str(name) for name in json.loads(content)["splits"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"Damaged dataset: {shown(path)} does not list its splits. Save the dataset again."
+        ) from error
+    missing = [name for name in splits if not (task.path / name / STATE_NAME).is_file()]
+    if missing or not splits:
+        lost = task.path / missing[0] / STATE_NAME if missing else None
+        gone = f"{shown(lost)} is not there" if lost else "it lists no split"
+        raise InputError(f"Damaged dataset: {shown(path)}; {gone}. Save the dataset again.")
+    found = [(name, _files(task.path / name, "arrow")) for name in splits]
+    tables = [(name, paths, read_arrow(paths)) for name, paths in found]
+    return _written(task, "arrow", tables)
 
 
 def _refuse_twice(splits: Sequence[tuple[str, Sequence[Path]]]) -> None:

@@ -1,11 +1,20 @@
-"""Datasets of the Hugging Face hub: which commit, and their rows as Arrow batches."""
+"""Datasets of the Hugging Face hub: which commit, and their rows as Arrow batches or Parquet files.
+
+What the libraries write meanwhile, the files as they come and an Arrow copy of them, lies in a
+folder that the caller names and removes. Where somebody set HF_HOME, HF_HUB_CACHE or
+HF_DATASETS_CACHE, it lies there instead and stays. Out of reach of the hub, the libraries' own
+caches are looked into, wherever they are.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,108 +22,273 @@ from typing import Any
 import pyarrow as pa
 
 from chatspace.data.tables import Table
-from chatspace.errors import InputError, SpecError
+from chatspace.errors import InputError, SpecError, UnfitEnvironmentError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+from chatspace.spec.problems import nearest
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# Other texts are slices of `datasets`, such as `train[:10%]`.
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _BATCH_ROWS = 8192
 _TIMEOUT_S = 10.0
+_SHOWN_SUBSETS = 10
+_REFUSED = (401, 403)
 
 
 class ScriptDataset(Exception):
     """A dataset is made by a script of its own, which `datasets` does not run any more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSplit:
+    """One split of a hub dataset: the Parquet files that it is on the hub, or else its rows.
+
+    Attributes:
+        revision: commit, as far as that is known.
+        urls: of its Parquet files, in order; empty where it is anything else.
+        table: its rows, where it is not Parquet.
+    """
+
+    revision: str | None
+    urls: tuple[str, ...] = ()
+    table: Table | None = None
+
+
 def resolve_revision(dataset: DatasetSection) -> str | None:
-    """Returns the commit that the revision names now, None where the hub is out of reach."""
-    if dataset.revision is not None and _COMMIT.fullmatch(dataset.revision):
-        return dataset.revision
-    try:
-        sha = _ask_hub(dataset)
-    except Exception:
-        # Whatever it is, loading says it better, or the cache has the dataset.
-        return None
-    return str(sha) if sha else None
-
-
-def _ask_hub(dataset: DatasetSection) -> str | None:
-    """Returns the commit that the revision names now; asks once, without retries."""
-    from huggingface_hub import HfApi
-
-    with quiet_hub():
-        info = HfApi().dataset_info(
-            str(dataset.name), revision=dataset.revision, timeout=_TIMEOUT_S
-        )
-    return info.sha
-
-
-def _is_in_reach(dataset: DatasetSection) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        _ask_hub(dataset)
-    except (HfHubHTTPError, ValueError):  # an answer, or a name that the hub is not asked about
-        return True
-    except Exception:
-        return False
-    return True
-
-
-def read_hub(dataset: DatasetSection, split: str, revision: str | None) -> tuple[Table, str | None]:
-    """Returns one split of a hub dataset, and the commit it is from as far as that is known.
+    """Returns the commit that the revision names now, None where the hub is out of reach.
 
     Raises:
-        InputError: the dataset, its subset or its split does not exist, or the hub is out of reach
-            and the cache does not have it.
-        SpecError: `name` is a local folder.
-        ScriptDataset: it has to be had in the form that the hub converted it to.
+        InputError: the hub has no such dataset or revision, or not for this user.
+        SpecError: `name` is a path here.
     """
     if Path(str(dataset.name)).exists():
         raise SpecError(
             f"Not a hub dataset: dataset.name={shown(dataset.name)} exists here. For local files "
-            "write source: parquet (or jsonl, csv, arrow, text) and path."
+            "write source: parquet (or jsonl, csv, arrow, text) and path, or convert them with "
+            "`chatspace convert`."
         )
+    if dataset.revision is not None and _COMMIT.fullmatch(dataset.revision):
+        return dataset.revision
+    return _newest_commit(dataset)
+
+
+def _newest_commit(dataset: DatasetSection) -> str | None:
+    """Returns the commit that the revision names now, None out of reach; asks without retries."""
+    from huggingface_hub import HfApi
+
+    try:
+        with quiet_hub():
+            info = HfApi().dataset_info(
+                str(dataset.name), revision=dataset.revision, timeout=_TIMEOUT_S
+            )
+    except Exception as error:
+        refusal = _refusal(dataset, error)
+        if refusal is not None:
+            raise refusal from error
+        return None
+    return str(info.sha)
+
+
+def _refusal(dataset: DatasetSection, error: BaseException) -> InputError | None:
+    """Returns what is wrong with the name or the revision, None where the hub did not say so."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    place = f"dataset.name={shown(dataset.name)}"
+    if isinstance(error, HFValidationError):
+        return InputError(
+            f"Not a name on the hub: {place}; names are org/name. Correct it; for local files "
+            "write source: parquet (or jsonl, csv, arrow, text) and path, or convert them with "
+            "`chatspace convert`."
+        )
+    if isinstance(error, GatedRepoError):
+        return InputError(
+            f"Gated dataset: {place}; the hub gives it to those alone who accepted its terms. "
+            f"Accept them at {_page(dataset)}, and set HF_TOKEN or log in with `hf auth login`."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(
+            f"No such dataset: {place}; the hub has none of this name that you may read. Check "
+            "the name; for a private one set HF_TOKEN or log in with `hf auth login`."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(
+            f"No such revision: {place}, revision {dataset.revision}; see the branches and tags "
+            f"at {_page(dataset)}/tree/main. Correct revision, or leave it out."
+        )
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in _REFUSED:
+        return InputError(
+            f"No permission: {place}; {first_line(error)}. Check HF_TOKEN, or log in with "
+            "`hf auth login`."
+        )
+    return None
+
+
+def _page(dataset: DatasetSection) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/datasets/{dataset.name}"
+
+
+def read_hub(dataset: DatasetSection, split: str, revision: str | None, home: Path) -> HubSplit:
+    """Returns one split of a hub dataset; its rows are read while `home` is there.
+
+    Args:
+        dataset: of the hub.
+        split: name of the split.
+        revision: its commit, None where the hub is out of reach.
+        home: folder for what the libraries fetch and copy.
+
+    Raises:
+        InputError: the dataset, its subset or its split does not exist, or cannot be read.
+        UnfitEnvironmentError: the hub is out of reach and the libraries' caches do not have it.
+        ScriptDataset: it has to be had in the form that the hub converted it to.
+    """
     # `datasets` itself tries again and again for half a minute before it looks into its cache.
     is_pinned = dataset.revision is not None and revision == dataset.revision
-    in_reach = _is_in_reach(dataset) if revision is None or is_pinned else True
+    in_reach = _newest_commit(dataset) is not None if is_pinned else revision is not None
     with quiet_hub(), ExitStack() as stack:
-        if not in_reach:
+        options: dict[str, Any] = {"revision": revision or dataset.revision}
+        if in_reach:
+            options |= stack.enter_context(_caches_in(home))
+        else:
             stack.enter_context(_offline())
-        loaded = _load(dataset, split, revision or dataset.revision)
+        try:
+            return _load(dataset, split, options)
+        except Exception as error:
+            told = _loading_error(dataset, split, options, error, in_reach=in_reach)
+            if not isinstance(told, UnfitEnvironmentError):  # else it goes on with what came
+                shutil.rmtree(home, ignore_errors=True)
+            if told is error:
+                raise
+            raise told from error
+
+
+def _load(dataset: DatasetSection, split: str, options: Mapping[str, Any]) -> HubSplit:
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(str(dataset.name), dataset.subset, **options)
+    by_split = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    if by_split and split not in by_split and _SPLIT_NAME.fullmatch(split):
+        raise InputError(
+            f"No such split: dataset.name={shown(dataset.name)}, subset "
+            f"{dataset.subset or 'default'}, split {split}; it has {', '.join(by_split)}."
+            f"{nearest(split, list(by_split)) or ' Name one of them.'}"
+        )
+    urls = tuple(str(url) for url in by_split.get(split, ()))
+    if _is_parquet_as_it_lies(builder, urls):
+        return HubSplit(revision=options["revision"], urls=urls)
+    if urls and "cache_dir" in options:  # a cache of somebody else's has all splits, or none
+        _leave_other_splits_out(builder, split)
+    builder.download_and_prepare()
+    loaded = builder.as_dataset(split=split)
     view = loaded.with_format("arrow")
-    return (
-        Table(
+    return HubSplit(
+        revision=options["revision"] or _commit_in_cache(loaded),
+        table=Table(
             schema=loaded.features.arrow_schema.remove_metadata(), batches=lambda: _batches(view)
         ),
-        revision or _commit_in_cache(loaded),
     )
 
 
-def _load(dataset: DatasetSection, split: str, revision: str | None) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+def _is_parquet_as_it_lies(builder: Any, urls: tuple[str, ...]) -> bool:
+    """Whether `datasets` would read all rows and columns of Parquet files in the repository."""
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    if not isinstance(builder, Parquet):
+        return False
+    chosen = builder.config.columns is not None or builder.config.filters is not None
+    return bool(urls) and not chosen and all(url.startswith("hf://datasets/") for url in urls)
+
+
+def _leave_other_splits_out(builder: Any, split: str) -> None:
+    """Has a builder fetch and copy one split alone."""
+    for files in (builder.config.data_files, builder.info.splits or {}):
+        for other in [name for name in files if str(name) != split]:
+            del files[other]
+
+
+def _loading_error(
+    dataset: DatasetSection,
+    split: str,
+    options: Mapping[str, Any],
+    error: Exception,
+    *,
+    in_reach: bool,
+) -> Exception:
+    from datasets import get_dataset_config_names
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     place = f"dataset.name={shown(dataset.name)}"
-    try:
-        return load_dataset(str(dataset.name), dataset.subset, split=split, revision=revision)
-    except DatasetNotFoundError as error:
-        raise InputError(
-            f"No such dataset: {place}; {first_line(error)}. Check name and revision; for a gated "
-            "one, log in with `hf auth login`."
-        ) from error
-    except (ConnectionError, TimeoutError) as error:
-        raise InputError(
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
+        return ScriptDataset()
+    for cause in (error, error.__cause__, error.__context__):
+        refusal = _refusal(dataset, cause) if cause is not None else None
+        if refusal is not None:
+            return refusal
+    http_error = import_module("huggingface_hub.errors").HTTPError  # it imports the client's own
+    network = (ConnectionError, TimeoutError, LocalEntryNotFoundError, http_error)
+    if not in_reach or isinstance(error, network):
+        return UnfitEnvironmentError(
             f"Hub out of reach: {place}; {first_line(error)}. Run setup once where there is "
             "internet (the login node): it stages the dataset."
-        ) from error
-    except Exception as error:
-        if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
-            raise ScriptDataset from error
-        raise InputError(
-            f"Cannot load: {place}, subset {dataset.subset or 'default'}, split {split}; "
-            f"{first_line(error)}. Check subset and split."
-        ) from error
+        )
+    if str(error).startswith(("Config name is missing", "BuilderConfig ")):
+        known = get_dataset_config_names(
+            str(dataset.name), options["revision"], options.get("download_config")
+        )
+        return no_such_subset(place, dataset.subset, known)
+    return InputError(
+        f"Cannot load: {place}, subset {dataset.subset or 'default'}, split {split}; "
+        f"{first_line(error)}. Check subset and split."
+    )
+
+
+def no_such_subset(place: str, asked: str | None, known: list[str]) -> InputError:
+    """Returns the error for a subset that a dataset does not have, or that has to be named."""
+    listed = ", ".join(known[:_SHOWN_SUBSETS]) or "none"
+    more = f", ... ({len(known):,} in all)" if len(known) > _SHOWN_SUBSETS else ""
+    return InputError(
+        f"No such subset: {place}, subset {asked or 'not set'}; it has {listed}{more}."
+        f"{nearest(asked or '', known) or ' Set dataset.subset to one of them.'}"
+    )
+
+
+@contextmanager
+def _caches_in(home: Path) -> Iterator[dict[str, Any]]:
+    """Has the libraries write below a folder; yields what `datasets` is called with for that.
+
+    Its own argument does not reach the files of the hub: they go where this constant says.
+    """
+    import huggingface_hub.constants
+    from datasets import DownloadConfig
+
+    constants: Any = huggingface_hub.constants
+    before, options = constants.HF_HUB_CACHE, {}
+    if not _is_set("HF_HOME", "HF_DATASETS_CACHE"):
+        copies = home / "datasets"
+        options = {
+            "cache_dir": str(copies),
+            "download_config": DownloadConfig(cache_dir=copies / "downloads"),
+        }
+    if not _is_set("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        constants.HF_HUB_CACHE = str(home / "hub")
+    try:
+        yield options
+    finally:
+        constants.HF_HUB_CACHE = before
+
+
+def _is_set(*names: str) -> bool:
+    return any(os.environ.get(name) for name in names)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chatspace.data.hub import first_line, quiet_hub
+from chatspace.data.hub import first_line, no_such_subset, quiet_hub
 from chatspace.errors import InputError, UnfitEnvironmentError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
@@ -49,9 +49,16 @@ def converted_section(dataset: DatasetSection, split: str, head: str | None) -> 
     splits = sorted(name for own, name in folders if own == subset)
     if split not in splits:
         raise InputError(_no_such_split(dataset, subset, split, splits))
+    return parquet_section(
+        dataset, split, f"hf://datasets/{dataset.name}@{BRANCH}/{subset}/{split}"
+    )
+
+
+def parquet_section(dataset: DatasetSection, split: str, url: str) -> DatasetSection:
+    """Returns a split of a hub dataset as a dataset of the Parquet files at a URL."""
     return DatasetSection(
         source="parquet",
-        path=f"hf://datasets/{dataset.name}@{BRANCH}/{subset}/{split}",
+        path=url,
         split=split,
         text_field=dataset.text_field,
         conversation=dataset.turns,
@@ -104,8 +111,4 @@ def _subset(dataset: DatasetSection, known: list[str], place: str) -> str:
         return known[0]
     if asked in known:
         return str(asked)
-    listed = ", ".join(known[:20]) or "none"
-    raise InputError(
-        f"No such subset: {place}, subset {asked or 'not set'}; it has {listed}."
-        f"{nearest(asked or '', known) or ' Set dataset.subset to one of them.'}"
-    )
+    raise no_such_subset(place, asked, known)

@@ -20,7 +20,7 @@ from chatspace.data.parquet import (
 )
 from chatspace.data.scratch import repeated_values
 from chatspace.data.selection import RowRange, Selection
-from chatspace.data.texts import needed_leaves, row_texts
+from chatspace.data.texts import check_turns, needed_leaves, row_texts
 from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
@@ -32,6 +32,8 @@ Ints = npt.NDArray[np.int64]
 _THREADS = 16
 _ID_BATCH_ROWS = 65536
 _TRIED_ROWS = 8
+# A conversation that is damaged may stand among the first, so more of them are looked at.
+_TRIED_TURNS = 64
 
 
 def inventory(
@@ -39,7 +41,7 @@ def inventory(
 ) -> list[InputFile]:
     """Returns what each Parquet file holds, in the order of `paths`; only footers are read.
 
-    Of a template, the first rows are rendered too.
+    Of a template or of conversations, the first rows are rendered too.
 
     Args:
         paths: absolute paths.
@@ -53,7 +55,9 @@ def inventory(
     look = partial(_look, dataset=dataset, keep_columns=keep_columns)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(look, paths))
-    if dataset.template is not None and not dataset.picks_rows:
+    # Rows drawn or skipped to have the shape of the first ones; those of a condition may not.
+    tries_turns = dataset.turns is not None and dataset.where is None
+    if tries_turns or (dataset.template is not None and not dataset.picks_rows):
         _try_first_rows(files, dataset)
     if not any(file.rows for file in files):
         first = f" such as {shown(paths[0])}" if paths else ""
@@ -146,15 +150,21 @@ def _look(path: Path, *, dataset: DatasetSection, keep_columns: Sequence[str]) -
 
 
 def _try_first_rows(files: Sequence[InputFile], dataset: DatasetSection) -> None:
-    """Renders a few rows, so that a template that fails on all of them fails here, not in tasks."""
+    """Renders a few rows, so that a template that fails on all of them fails here, not in tasks.
+
+    Of a column of conversations, one has to be there among them.
+    """
     for file in files:
         with open_parquet(file.path) as parquet, reading(file.path):
             leaves = needed_leaves(dataset, parquet.schema_arrow, file.path)
             columns = [parquet.metadata.schema.column(leaf).path for leaf in leaves]
-            n_rows = min(_TRIED_ROWS, dataset.max_rows or _TRIED_ROWS)
+            n_tried = _TRIED_ROWS if dataset.template is not None else _TRIED_TURNS
+            n_rows = min(n_tried, dataset.max_rows or n_tried)
             batch = next(parquet.iter_batches(n_rows, columns=columns), None)
             if batch is not None:
                 place = partial(_row_of_file, file.path)
+                if dataset.turns is not None:
+                    check_turns(dataset, batch, file.path)
                 for _ in row_texts(dataset, batch, file.path, place):
                     pass
                 return

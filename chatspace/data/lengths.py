@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +31,9 @@ _SHARED_BY = 2
 _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 1024
 
+# A file and a row group of it, by their numbers.
+Place = tuple[int, int]
+
 
 def with_text_steps(
     files: Sequence[InputFile],
@@ -39,10 +45,9 @@ def with_text_steps(
 ) -> list[InputFile]:
     """Returns the files, with the bytes of text in steps of a row group where shards share it.
 
-    Row groups of more than two shards are read, the heaviest first, until `read_bytes` of text are,
-    a row counted as 128 bytes at least and a group as 4 MiB more; of the others the footer's sum
-    has to do. Memory is a batch of 16 MiB, or of 1,024 rows where a
-    group's long rows stand together.
+    Row groups of more than two shards are read, the heaviest first, until `read_bytes` of text are;
+    of the others the footer's sum has to do. A row counts as 128 bytes at least, and a group as
+    4 MiB more. Memory is a batch of 16 MiB, or of 1,024 rows where the long ones stand together.
 
     Args:
         files: the files in reading order.
@@ -54,82 +59,95 @@ def with_text_steps(
     Raises:
         InputError: a row group cannot be read.
     """
-    sizes = [n_rows for file in files for n_rows in file.row_groups]
-    wanted = sizes if selected is None else selected.group_rows
-    step_rows = max(-(-rows_per_shard // _STEPS_A_SHARD), -(-sum(sizes) // _MOST_STEPS))
-    shared = _SHARED_BY * max(rows_per_shard, step_rows)
-    places = [(i, group) for i, file in enumerate(files) for group in range(len(file.row_groups))]
-    chosen = [place for place, n_rows in zip(places, wanted, strict=True) if n_rows > shared]
-    chosen.sort(key=lambda place: (-files[place[0]].text_bytes[place[1]], place))
-    found: dict[int, dict[int, tuple[int, ...]]] = {}
-    for i, group in chosen:
+    n_rows = sum(file.rows for file in files)
+    step_rows = max(-(-rows_per_shard // _STEPS_A_SHARD), -(-n_rows // _MOST_STEPS))
+    shared = _shared_groups(files, selected, _SHARED_BY * max(rows_per_shard, step_rows))
+    found = list(files)
+    for i, groups in groupby(sorted(_affordable(files, shared, read_bytes)), key=itemgetter(0)):
         file = files[i]
-        if _cost(file.row_groups[group], file.text_bytes[group]) > read_bytes:
-            continue  # a lighter one may fit
-        steps, n_read = _steps(file, group, dataset, step_rows, read_bytes)
-        read_bytes -= n_read
-        if steps is not None:
-            found.setdefault(i, {})[group] = steps
-    return [_noted(file, found[i]) if i in found else file for i, file in enumerate(files)]
+        steps: list[tuple[int, ...]] = [()] * len(file.row_groups)
+        with open_parquet(file.path) as parquet:
+            for _, group in groups:
+                texts = _Texts(parquet, file, group, dataset)
+                steps[group], cost = texts.steps(step_rows, read_bytes)
+                read_bytes -= cost
+        if any(steps):
+            found[i] = replace(file, text_steps=tuple(steps))
+    return found
 
 
-def _noted(file: InputFile, steps: dict[int, tuple[int, ...]]) -> InputFile:
-    return replace(
-        file, text_steps=tuple(steps.get(group, ()) for group in range(len(file.row_groups)))
-    )
+def _shared_groups(
+    files: Sequence[InputFile], selected: SelectedRows | None, n_rows: int
+) -> list[Place]:
+    """Returns the row groups of which more than `n_rows` rows are read."""
+    places = [(i, group) for i, file in enumerate(files) for group in range(len(file.row_groups))]
+    if selected is not None:
+        read_rows = selected.group_rows
+    else:
+        read_rows = tuple(files[i].row_groups[group] for i, group in places)
+    return [place for place, n_read in zip(places, read_rows, strict=True) if n_read > n_rows]
 
 
-def _steps(
-    file: InputFile, group: int, dataset: DatasetSection, step_rows: int, read_bytes: int
-) -> tuple[tuple[int, ...] | None, int]:
-    """Returns the bytes of text in each step of a row group, and what reading them has cost.
-
-    There are no steps where the text is longer than `read_bytes`, as a dictionary can make it.
-    """
-    n_rows = file.row_groups[group]
-    n_steps = -(-n_rows // step_rows)
-    step_rows = -(-n_rows // n_steps)  # the last is no longer than the others
-    rows, text = [0], [0]
-    for batch in _batches(file, group, dataset, step_rows):
-        n_bytes = sum(_text_bytes(column) for column in batch.columns)
-        rows.append(rows[-1] + batch.num_rows)
-        text.append(text[-1] + n_bytes)
-        if _cost(rows[-1], text[-1]) > read_bytes:
-            return None, _cost(rows[-1], text[-1])
-    edges = np.append(np.arange(0, n_rows, step_rows), n_rows)  # (n_steps + 1,)
-    steps = np.diff(np.interp(edges, rows, text).astype(np.int64))
-    return tuple(steps.tolist()), _cost(rows[-1], text[-1])
+def _affordable(
+    files: Sequence[InputFile], places: Sequence[Place], read_bytes: int
+) -> Iterator[Place]:
+    """Yields the heaviest row groups that together cost no more than `read_bytes`."""
+    for i, group in sorted(places, key=lambda p: (-files[p[0]].text_bytes[p[1]], p)):
+        cost = _cost(files[i].row_groups[group], files[i].text_bytes[group])
+        if cost <= read_bytes:
+            read_bytes -= cost
+            yield i, group
 
 
 def _cost(n_rows: int, n_bytes: int) -> int:
     return _GROUP_BYTES + max(n_bytes, _ROW_BYTES * n_rows)
 
 
-def _batches(
-    file: InputFile, group: int, dataset: DatasetSection, step_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Yields what is embedded of a row group in batches, none of more rows than a step."""
-    row_bytes = file.text_bytes[group] / max(file.row_groups[group], 1)
-    fitting = max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(row_bytes, 1))))
-    n_batches = -(-step_rows // fitting)
-    with open_parquet(file.path) as parquet:
-        batches = parquet.iter_batches(
+class _Texts(NamedTuple):
+    """What is embedded of the rows of one row group."""
+
+    parquet: pq.ParquetFile
+    file: InputFile
+    group: int
+    dataset: DatasetSection
+
+    def steps(self, step_rows: int, read_bytes: int) -> tuple[tuple[int, ...], int]:
+        """Returns the bytes of text in each step, and what reading them has cost.
+
+        There are no steps where that is more than `read_bytes`: a dictionary hides much text.
+        """
+        n_rows = self.file.row_groups[self.group]
+        n_steps = -(-n_rows // step_rows)
+        step_rows = -(-n_rows // n_steps)  # the last is no longer than the others
+        rows, text = [0], [0]
+        for batch in self._batches(step_rows):
+            rows.append(rows[-1] + batch.num_rows)
+            text.append(text[-1] + sum(map(_text_bytes, batch.columns)))
+            if _cost(rows[-1], text[-1]) > read_bytes:
+                return (), _cost(rows[-1], text[-1])
+        edges = np.append(np.arange(0, n_rows, step_rows), n_rows)  # (n_steps + 1,)
+        steps = np.diff(np.interp(edges, rows, text).astype(np.int64))
+        return tuple(steps.tolist()), _cost(rows[-1], text[-1])
+
+    def _batches(self, step_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yields batches, none of more rows than a step."""
+        path = self.file.path
+        row_bytes = self.file.text_bytes[self.group] / max(self.file.row_groups[self.group], 1)
+        fitting = max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(row_bytes, 1))))
+        n_batches = -(-step_rows // fitting)
+        leaves = needed_leaves(self.dataset, self.parquet.schema_arrow, path)
+        batches = self.parquet.iter_batches(
             -(-step_rows // n_batches),
-            row_groups=[group],
-            columns=_columns(parquet, dataset, file.path),
+            row_groups=[self.group],
+            columns=[self.parquet.metadata.schema.column(leaf).path for leaf in leaves],
             use_threads=False,
         )
         while True:
-            with reading(file.path):
+            with reading(path):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
-
-
-def _columns(parquet: pq.ParquetFile, dataset: DatasetSection, path: str) -> list[str]:
-    leaves = needed_leaves(dataset, parquet.schema_arrow, path)
-    return [parquet.metadata.schema.column(leaf).path for leaf in leaves]
 
 
 def _text_bytes(values: pa.Array) -> int:

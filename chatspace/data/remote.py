@@ -30,7 +30,7 @@ from chatspace.spec.expand import expand
 from chatspace.spec.problems import nearest
 from chatspace.spec.secrets import refuse_expanded_secret, without_query
 
-_KNOWN = ("s3", "gs", "hf", "https", "http", "abfs", "sftp")
+KNOWN_PROTOCOLS = ("s3", "gs", "hf", "https", "http", "abfs", "sftp")
 # The first that a store gives says whether a file is another now; a checksum goes before a time.
 _VERSIONS = (
     "ETag", "generation", "etag", "blob_id", "md5Hash", "Content-MD5", "LastModified",
@@ -130,6 +130,26 @@ def find_remote(dataset: DatasetSection, split: str) -> RemoteSplit:
     )
 
 
+def listed_split(url: str, urls: Sequence[str], revision: str | None) -> RemoteSplit:
+    """Returns a split of files that somebody else has listed, in that order.
+
+    Args:
+        url: the place that they lie below, as errors and records name it.
+        urls: of the files, all of one file system.
+        revision: commit of a hub repository that the URLs name.
+
+    Raises:
+        InputError: one is not there, or may not be read.
+        UnfitEnvironmentError: the server is out of reach.
+    """
+    system, _ = _open_system(url)
+    with remote_errors(url):
+        found = [system.info(system._strip_protocol(each)) for each in urls]
+    return RemoteSplit(
+        system=system, url=url, protocol=protocol_of(url), files=_named(found), revision=revision
+    )
+
+
 def current_version(split: RemoteSplit, file: RemoteFile) -> str:
     """Returns the version of a file as it is on the server now.
 
@@ -191,7 +211,7 @@ def _open_system(url: str) -> tuple[Any, str]:
         if isinstance(cause, ValueError):
             raise SpecError(
                 f"Unknown protocol: dataset.path={shown(without_query(url))}; known: "
-                f"{', '.join(_KNOWN)} and others of fsspec. Correct what stands before ://."
+                f"{', '.join(KNOWN_PROTOCOLS)} and others of fsspec. Correct what stands before ://."
             ) from error
         raise
     return system, str(path)

@@ -307,6 +307,18 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
+def named_by_url(url: str) -> Iterator[None]:
+    """Says in errors where a fetched file comes from, besides where it lies."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        if url in text:
+            raise
+        raise InputError(f"{text.rstrip('.')}. It was fetched from {shown(url)}.") from error
+
+
+@contextmanager
 def _output_errors(folder: Path) -> Iterator[None]:
     try:
         yield

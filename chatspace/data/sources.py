@@ -25,6 +25,8 @@ _WITHOUT_SERVER = re.compile(
     r"(?i)^(?:https?|s?ftp|ssh|webdav)://[^/?]*|^[A-Z][A-Z0-9+.-]*://|\?[^?]*=.*$", re.DOTALL
 )
 _USUAL_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+# The whole split, or a numbered part of it: dev-notes is no part of dev.
+_OF_USUAL_SPLIT = re.compile(rf"({'|'.join(sorted(_USUAL_SPLITS))})(?:-[0-9].*)?")
 
 
 def find_files(dataset: DatasetSection, split: str) -> list[Path]:
@@ -32,7 +34,7 @@ def find_files(dataset: DatasetSection, split: str) -> list[Path]:
 
     `path` is a file, a glob, or a folder. Of a folder, the files are those in `<split>/`, else
     `<split>.ext` and `<split>-*.ext`, else, where the run has one split only or `{split}` stands in
-    `path`, all files with the source's extension, unless they are named after other usual splits.
+    `path`, all files with the source's extension, unless one is named after another usual split.
 
     Raises:
         InputError: no file is there.
@@ -122,9 +124,10 @@ def own_names(
     own = {n for n in names if stems[n] == split or stems[n].startswith(f"{split}-")}
     if own or all_files:
         return own or set(names)
-    # A folder that holds nothing but other splits does not hold this one.
+    # A folder that holds another split, or nothing but names of others, does not hold this one.
     firsts = {stem.partition("-")[0] for stem in stems.values()}
-    is_of_others = split in _USUAL_SPLITS and firsts <= _USUAL_SPLITS
+    has_other = any(_OF_USUAL_SPLIT.fullmatch(stem) for stem in stems.values())
+    is_of_others = split in _USUAL_SPLITS and (has_other or firsts <= _USUAL_SPLITS)
     return set(names) if len(dataset.split_names) == 1 and not is_of_others else set()
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chatspace.data.formats import refuse_other_format
-from chatspace.data.hub import ScriptDataset, read_hub, resolve_revision
-from chatspace.data.hub_converted import converted_section, is_converted
+from chatspace.data.hub import HubSplit, ScriptDataset, read_hub, resolve_revision
+from chatspace.data.hub_converted import converted_section, is_converted, parquet_section
 from chatspace.data.identity import changes, common_folder, looks_of, with_digests, without
 from chatspace.data.plain_text import read_text, text_rows
-from chatspace.data.remote import RemoteSplit, find_remote, protocol_of, split_url
-from chatspace.data.remote_fetch import fetch_split, fetching, keep_fetched
+from chatspace.data.remote import RemoteSplit, find_remote, listed_split, protocol_of, split_url
+from chatspace.data.remote_fetch import fetch_split, fetching, keep_fetched, named_by_url
 from chatspace.data.remote_parquet import check_fetched, remote_schema
 from chatspace.data.sources import find_files
 from chatspace.data.staged_folder import (
@@ -267,25 +266,13 @@ def _fetched(
         check_fetched(found, temp)
         return place, adopt_folder(temp, place, [entry["name"] for entry in files], more)
     else:
-        with _named_by_url(without_query(found.url)):
+        with named_by_url(without_query(found.url)):
             table = read_table(dataset, [temp / entry["name"] for entry in files])
             goal.check(table.schema, without_query(found.url))
             version = place, write_folder(place, table, more, goal.ids.check)
     with output_errors(goal.folder):
         shutil.rmtree(temp)
     return version
-
-
-@contextmanager
-def _named_by_url(url: str) -> Iterator[None]:
-    """Says in errors where a fetched file comes from, besides where it lies."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        if url in text:
-            raise
-        raise InputError(f"{text.rstrip('.')}. It was fetched from {shown(url)}.") from error
 
 
 def _has_versions(record: Record, found: RemoteSplit) -> bool:
@@ -310,7 +297,12 @@ def stage_hub(dataset: DatasetSection, split: str, folder: Path, check: ColumnCh
         UnfitEnvironmentError: the hub is out of reach, and the split was not staged before.
     """
     ids = Ids(dataset, lambda row: f"row {row} of {shown(dataset.name)}, split {split}")
-    revision = resolve_revision(dataset)
+    revision: str | None = None
+    refusal: InputError | None = None
+    try:
+        revision = resolve_revision(dataset)
+    except InputError as error:  # gone or closed meanwhile: what was staged before is still ours
+        refusal = error
 
     def is_asked_for(record: Record) -> bool:
         if not _asked(dataset, split).items() <= record["identity"][0].items():
@@ -323,6 +315,8 @@ def stage_hub(dataset: DatasetSection, split: str, folder: Path, check: ColumnCh
     def before() -> StagedSplit | None:
         refuse_another_origin(folder, dataset.source, str(dataset.name))
         there = find_version(folder, is_asked_for)
+        if there is None and refusal is not None:
+            raise refusal
         return staged_before(*there, ids) if there else None
 
     goal = Goal(folder, check, ids)
@@ -340,18 +334,37 @@ def _stage_named(
         "folder": dataset.name,
         "asked_revision": dataset.revision,
     }
+    home = goal.folder.with_name(f".{goal.folder.name}.hub")
     try:
         if is_converted(dataset):
             raise ScriptDataset
-        table, revision = read_hub(dataset, split, revision)
+        staged = _stage_as_it_is(
+            dataset, split, goal, about, found=read_hub(dataset, split, revision, home)
+        )
     except ScriptDataset:
-        return _stage_converted(dataset, split, goal, {**about, "head": revision})
-    goal.check(table.schema, Path(str(dataset.name)))
+        staged = _stage_converted(dataset, split, goal, {**about, "head": revision})
+    finally:
+        shutil.rmtree(home / "datasets", ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+    return staged
+
+
+def _stage_as_it_is(
+    dataset: DatasetSection, split: str, goal: Goal, about: Record, *, found: HubSplit
+) -> StagedSplit:
+    """Stages what the hub serves: Parquet as it lies there, other formats converted."""
+    revision = found.revision
     about |= {"identity": [{**_asked(dataset, split), "revision": revision}], "revision": revision}
+    if found.table is None:
+        url = f"hf://datasets/{dataset.name}@{revision}"
+        listed = listed_split(url, found.urls, revision)
+        section = parquet_section(dataset, split, url)
+        return staged_before(*_fetched(section, listed, goal, about), goal.ids)
+    goal.check(found.table.schema, Path(str(dataset.name)))
     place = place_for(goal.folder, about)
     if not isinstance(place, Path):
         return staged_before(*place, goal.ids)
-    return staged_in(place, write_folder(place, table, about, goal.ids.check), goal.ids)
+    return staged_in(place, write_folder(place, found.table, about, goal.ids.check), goal.ids)
 
 
 def _asked(dataset: DatasetSection, split: str) -> dict[str, str | None]:

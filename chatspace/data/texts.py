@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from chatspace.data.conversations import RENDERINGS
+from chatspace.data.conversations import RENDERINGS, is_turns
 from chatspace.data.fields import FieldPath, find_field
 from chatspace.data.jsonable import python_values
 from chatspace.data.parquet import check_column, check_text_column, leaf_columns
@@ -16,8 +17,10 @@ from chatspace.data.templates import UnfitRow, row_template
 from chatspace.errors import InputError
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.document import shown
+from chatspace.wording import counted
 
 _INVALID = object()
+_SHOWN_CHARS = 40
 Place = Callable[[int], str]
 
 
@@ -79,6 +82,35 @@ def row_texts(
         find, reason = RENDERINGS[dataset.turns]
         return (_turns(field, value, find, reason) for value in values)
     return (_plain(field, value) for value in values)
+
+
+def check_turns(dataset: DatasetSection, batch: pa.RecordBatch, path: str) -> None:
+    """Refuses a column none of whose first values is a conversation; blank ones tell nothing.
+
+    Args:
+        dataset: says which turns are embedded.
+        batch: the first rows of a file.
+        path: that file.
+
+    Raises:
+        InputError: there are values, and each is text that is no JSON, or of another shape.
+    """
+    field = _field(dataset, batch.schema, path)
+    column = python_values(batch.column(field.column), _INVALID)
+    picked = [field.pick(value) for value in column if value is not _INVALID]
+    values = [found[0] for found in picked if found and found[0] not in (None, "")]
+    if values and not any(is_turns(value) for value in values):
+        raise InputError(
+            f"Not a conversation: dataset.text_field={dataset.text_field!r}; the first "
+            f"{counted(len(values), 'value')} of {shown(Path(path))} have no turns with role and "
+            f"content, such as {_begin(values[0])}. Name another column, or leave conversation "
+            "(extract_first_assistant) out."
+        )
+
+
+def _begin(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return shown(text[:_SHOWN_CHARS] + ("..." if len(text) > _SHOWN_CHARS else ""))
 
 
 def _field(dataset: DatasetSection, schema: pa.Schema, path: Path | str) -> FieldPath:
