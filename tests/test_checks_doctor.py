@@ -549,10 +549,11 @@ def test_doctor_of_a_spec_and_of_its_run_looks_at_all(chatspace: Command, tmp_pa
         (("norun", "--workspace", "ws"), ExitCode.USER_INPUT, "Unknown run: norun"),
         (("spec.yaml", "--set", "slrm.time=1"), ExitCode.USER_INPUT, "Did you mean slurm?"),
         (("--node",), ExitCode.USER_INPUT, "Which run spec?"),
+        (("spec.yaml", "--node"), ExitCode.USER_INPUT, "No node to look at: --node; "),
         (("spec.yaml", "--set", "slurm.profile=x"), ExitCode.USER_INPUT, "Unknown profile"),
-        (("spec.yaml", "--set", "dataset.path=x"), ExitCode.ENVIRONMENT, "No such file or folder"),
-        (("spec.yaml", "--set", "model.name=./x"), ExitCode.ENVIRONMENT, "Unknown model folder"),
-        (("spec.yaml", "--set", "workspace=/proc/x"), ExitCode.ENVIRONMENT, "cannot be written"),
+        (("spec.yaml", "--set", "dataset.path=x"), ExitCode.USER_INPUT, "No such file or folder"),
+        (("spec.yaml", "--set", "model.name=./x"), ExitCode.USER_INPUT, "Unknown model folder"),
+        (("spec.yaml", "--set", "workspace=/proc/x"), ExitCode.USER_INPUT, "cannot be written"),
         (("spec.yaml", "--set", "container.image=x.sif"), ExitCode.ENVIRONMENT, "No such file"),
     ],
 )
@@ -564,6 +565,32 @@ def test_doctor_of_a_wrong_spec_says_what_is_wrong_and_never_a_traceback(
     assert done.returncode == code, text
     assert said in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("words", [(), ("--set", "dataset.path=x")])
+def test_doctor_of_a_run_without_a_scheduler_asks_nothing_of_slurm(
+    words: tuple[str, ...], chatspace: Command, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    for name in ("sbatch", "sinfo", "scontrol"):
+        program = tmp_path / "programs" / name
+        program.write_text(f"#!/bin/bash\necho {name} >> {asked}; exit 1\n")
+        program.chmod(0o755)
+    done = chatspace("doctor", "spec.yaml", "--json", *words)
+    checks = {item["check"]: item["state"] for item in json.loads(done.stdout)["checks"]}
+    assert not {"scheduler", "job"} & checks.keys()
+    assert done.returncode == (ExitCode.USER_INPUT if words else ExitCode.DONE), done.stdout
+    assert not asked.exists()
+
+
+def test_doctor_of_a_spec_that_cannot_be_planned_says_what_setup_says(
+    chatspace: Command,
+) -> None:
+    words = ("spec.yaml", "--set", "workspace=/proc/x")
+    setup, doctor = chatspace("setup", *words), chatspace("doctor", *words, "--json")
+    assert setup.returncode == doctor.returncode == ExitCode.USER_INPUT
+    (plan,) = [c for c in json.loads(doctor.stdout)["checks"] if c["check"] == "plan"]
+    assert setup.stderr.strip() == f"chatspace: {plan['seen']}"
 
 
 def test_doctor_finds_a_secret_in_a_rendered_script(chatspace: Command) -> None:

@@ -89,8 +89,10 @@ def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
         (("--name", "s3://b/x", "--subset", "y"), "--subset; s3://b/x is a URL"),
         (("--name", "s3://b/x", "--source", "gs"), "Two sources: --source gs"),
         (("--name", "org/x", "--format", "csv"), "--format csv; the hub's datasets come as"),
-        (("--name", "b/x", "--source", "s3", "--format", "xml"), "download-dataset source='xml'"),
-        (("--name", "b/x", "--source", "kaggle"), "Unknown protocol: "),
+        (("--name", "b/x", "--source", "s3", "--format", "xml"), "Unknown format: --format xml; "),
+        (("--name", "org/x", "--format", "parqet"), "Did you mean parquet?"),
+        (("--name", "b/x", "--source", "kaggle"), "Unknown source: --source kaggle; known: hugg"),
+        (("--name", "b/x", "--source", "hugginface"), "Did you mean huggingface?"),
         (("--name", "s3://k:pw@b/x"), "path holds a password"),
         (("--name", "s3://k:pw@b/x", "--source", "gs"), "path holds a password"),
         ((), "--name"),
@@ -99,8 +101,8 @@ def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
 def test_download_dataset_command_wrong_options_are_one_line(
     tmp_path: Path, words: tuple[str, ...], expected: str
 ) -> None:
-    code, _, errors = command("download-dataset", *words, "--workspace", str(tmp_path))
-    assert code == 2
+    code, out, errors = command("download-dataset", *words, "--workspace", str(tmp_path))
+    assert (code, out) == (2, "")
     assert expected in errors
     assert errors.count("\n") == 1
     assert "k:pw" not in errors

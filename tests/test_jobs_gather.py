@@ -14,7 +14,7 @@ from chatspace.layout import Layout
 from chatspace.plan.model import Plan
 from chatspace.shards.task_manifest import TaskManifest
 from tests.plans import plan_of, split_plan
-from tests.shards import commit
+from tests.shards import commit, span_of, table_of
 
 N_SHARDS = 4
 
@@ -96,3 +96,20 @@ def test_gather_dtype_of_an_execution_without_a_shard_does_not_count(plan: Plan)
     late.attempts.append({"attempt": "12_0.r1", "host": "cpu-01", "runtime": {"dtype": "float32"}})
     late.write()
     assert gather_run(plan)[0].content["compute_dtypes"] == ["bfloat16"]
+
+
+def test_gather_without_a_single_vector_warns(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    (split,) = plan.splits
+    for index in range(N_SHARDS):
+        path = Layout(Path(plan.workspace)).run(plan.run_id).task_manifest("train", f"{index:05d}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        manifest = TaskManifest.open(path, plan.owner(split), index, index + 1)
+        span, store = span_of(index), split_store(plan, split)
+        nothing = table_of(span).slice(0, 0)
+        manifest.record(store.commit(span, nothing, skipped={"no_turns": 4}, truncated=0))
+    with caplog.at_level(logging.WARNING):
+        (gathered,) = gather_run(plan)
+    assert gathered.content["rows_embedded"] == 0
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"Nothing was embedded: {plan.run_id} split train; ")
+    assert "all of 16 rows were skipped (no_turns 16). Check " in warning

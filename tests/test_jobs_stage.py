@@ -22,7 +22,7 @@ from chatspace.hf_embed.stage import code_repositories, needed_files
 from chatspace.jobs import stage
 from tests.conftest import SpecMaker, texts, write_parquet
 from tests.hub import Hub, serving
-from tests.test_data_staging import FakeHub
+from tests.test_data_staging_hub import FakeHub
 
 COMMIT, NEXT = "a" * 40, "b" * 40
 NOWHERE = "http://127.0.0.1:9"
@@ -392,7 +392,7 @@ def test_stage_repository_without_anything_to_load_is_refused(user: User) -> Non
     user.hub.add("org/gguf", user.folder / "gguf", COMMIT)
     user.write_spec(model={"name": "org/gguf"})
     error = user.run("stage", "spec.yaml", code=ExitCode.USER_INPUT)
-    assert "Nothing to load: the repository has 1 files, among them no adapter_config.json" in error
+    assert "Nothing to load: the repository has 1 file, among them no adapter_config.json" in error
 
 
 def test_needed_files_leave_out_what_no_encoder_is_loaded_from() -> None:

@@ -54,7 +54,7 @@ def test_holds_secret_finds_it_and_the_spec_is_refused_without_showing_it(url: s
         "dataset": {"source": "parquet", "path": url},
         "model": {"name": "x"},
     }
-    with pytest.raises(SpecError, match="path holds a password or a signature") as caught:
+    with pytest.raises(SpecError, match="path holds a password, a signature or a token") as caught:
         spec_from_mapping(values, "test")
     assert SECRET not in str(caught.value)
 

@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 
-def examine_machine(*, with_workspace: bool = True) -> list[Finding]:
+def examine_machine(*, with_workspace: bool = True, with_scheduler: bool = True) -> list[Finding]:
     """Looks at what does not depend on a run.
 
     Args:
         with_workspace: also at the workspace that is used where a spec names none.
+        with_scheduler: also whether SLURM answers.
     """
     checks: dict[str, Check] = {
         "python": machine.python_is_here,
         "packages": machine.packages_are_here,
-        "scheduler": cluster.scheduler_answers,
+        **({"scheduler": cluster.scheduler_answers} if with_scheduler else {}),
         "container": machine.runtime_is_here,
         "gpu": machine.gpu_is_here,
     }
@@ -61,9 +62,10 @@ def examine_run(
         scheduler: asked whether it would take them; None asks nobody.
         node_timeout_min: minutes that a test job on a compute node is waited for; None sends none.
     """
-    others = cluster.other_nodes()
+    is_here_alone = plan.cluster["scheduler"] == "none"  # so nothing of SLURM is asked
+    others = 0 if is_here_alone else cluster.other_nodes()
     found = []
-    if scheduler is not None:
+    if scheduler is not None and not is_here_alone:
         found = _all(
             {
                 "scheduler": cluster.scheduler_answers,

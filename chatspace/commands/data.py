@@ -81,7 +81,7 @@ def convert(
 
     A JSON file is a list of objects, one object, or `{"train": [{...}, ...], "test": [...]}` with
     splits as keys. A folder is one split, of all its files in natural order, unless --by-file or
-    the keys of its JSON say otherwise. PATH/state.json marks a folder that `datasets` saved.
+    the keys of its JSON say otherwise. Of a folder that `datasets` saved, every split is converted.
     """
     from chatspace.data.convert import Conversion
     from chatspace.data.convert import convert as convert_files
@@ -114,6 +114,7 @@ def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
     from chatspace.spec.secrets import holds_secret
 
     source, name = values["source"], values["name"]
+    _refuse_unknown(source, format_)
     if source in (None, "huggingface") and "://" not in name:
         values = {**values, "source": "huggingface"}
         _refuse_format(format_)
@@ -128,6 +129,32 @@ def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
     except ValidationError as error:
         document = Document(values=values, where="download-dataset")
         raise spec_error(error, DatasetSection, document) from None
+
+
+def _refuse_unknown(source: str | None, format_: str | None) -> None:
+    """Refuses a source or a format that nobody knows, before anything is said or asked.
+
+    Raises:
+        SpecError: it names the flag.
+    """
+    from fsspec import available_protocols
+
+    from chatspace.data.formats import EXTENSIONS
+    from chatspace.data.remote import KNOWN_PROTOCOLS
+    from chatspace.errors import SpecError
+    from chatspace.spec.problems import nearest
+
+    sources = ("huggingface", *KNOWN_PROTOCOLS)
+    if source is not None and source not in (*sources, *available_protocols()):
+        raise SpecError(
+            f"Unknown source: --source {source}; known: {', '.join(sources)} and others of fsspec."
+            f"{nearest(source, sources) or ' Name one, or leave it out and give --name a URL.'}"
+        )
+    if format_ is not None and format_ not in EXTENSIONS:
+        raise SpecError(
+            f"Unknown format: --format {format_}; known: {', '.join(EXTENSIONS)}."
+            f"{nearest(format_, EXTENSIONS) or ' Name one of them.'}"
+        )
 
 
 def _refuse_format(format_: str | None) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from chatspace.checks.findings import Finding
     from chatspace.plan.model import Plan
+    from chatspace.spec.base import RunSpec
 
 SPEC_SUFFIXES = (".yaml", ".yml")
 
@@ -40,7 +41,7 @@ def doctor(
     timeout_min: Annotated[
         float, typer.Option("--timeout-min", min=0, help="Minutes to wait for that job.")
     ] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     inside: Annotated[Path | None, typer.Option("--inside", hidden=True)] = None,
 ) -> None:
     """Look whether this machine, and a run, are fit."""
@@ -63,8 +64,9 @@ def doctor(
         states = [finding.state for finding in found]
         counts = ", ".join(f"{states.count(state)} {state}" for state in ("pass", "warn", "fail"))
         say(f"\n{counts}")
-    if not is_fit(found):
-        sys.exit(ExitCode.ENVIRONMENT)
+    failed = {finding.check for finding in found if finding.state == "fail"}
+    if failed:  # of a plan that could not be made, setup says the same with the same code
+        sys.exit(ExitCode.USER_INPUT if failed == {"plan"} else ExitCode.ENVIRONMENT)
 
 
 def _look_inside(folder: Path) -> None:
@@ -86,19 +88,29 @@ def _examine(
     from chatspace.errors import UserError
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.jobs.setup import render_all
+    from chatspace.spec.cluster import resolve_cluster
 
     if named is None:
         return examine_machine()
+    is_spec = Path(named).suffix in SPEC_SUFFIXES
+    spec = _loaded(named, overrides, workspace) if is_spec else None
     try:
-        plan = _planned(named, overrides, workspace, note)
+        plan = _planned(named, spec, workspace, note)
         scripts = render_all(plan)
     except SpecError:
         raise
     except UserError as error:
-        if Path(named).suffix not in SPEC_SUFFIXES:
+        if spec is None:
             raise
-        return [failed("plan", str(error), ""), *examine_machine(with_workspace=False)]
+        has_slurm = resolve_cluster(spec).scheduler != "none"
+        machine = examine_machine(with_workspace=False, with_scheduler=has_slurm)
+        return [failed("plan", str(error), ""), *machine]
     if node_timeout_min is not None:
+        if plan.cluster["scheduler"] == "none":
+            raise SpecError(
+                "No node to look at: --node; slurm.profile has no scheduler. Leave --node out, or "
+                "name the profile of a cluster."
+            )
         note("Looking here, then on a compute node")
     rows = sum(split.rows for split in plan.splits)
     found = examine_run(
@@ -115,15 +127,19 @@ def _examine(
     ]
 
 
+def _loaded(named: str, overrides: list[str], workspace: str | None) -> RunSpec:
+    from chatspace.spec.loading import load_spec
+
+    more = [f"workspace={workspace}"] if workspace else []
+    return load_spec(Path(named), [*overrides, *more])
+
+
 def _planned(
-    named: str, overrides: list[str], workspace: str | None, note: Callable[[str], None]
+    named: str, spec: RunSpec | None, workspace: str | None, note: Callable[[str], None]
 ) -> Plan:
     from chatspace.api import open_run
     from chatspace.jobs.setup import plan_run
-    from chatspace.spec.loading import load_spec
 
-    if Path(named).suffix not in SPEC_SUFFIXES:
+    if spec is None:
         return open_run(named, workspace=workspace).plan
-    more = [f"workspace={workspace}"] if workspace else []
-    path = Path(named)
-    return plan_run(load_spec(path, [*overrides, *more]), spec_path=path, note=note)
+    return plan_run(spec, spec_path=Path(named), note=note)

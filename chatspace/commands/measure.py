@@ -37,7 +37,7 @@ def probe(
     wait_min: Annotated[
         float, typer.Option("--wait-min", help="How long to wait for that job.")
     ] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plan: Annotated[Path | None, typer.Option("--plan", hidden=True)] = None,
 ) -> None:
     """Embed a sample, and predict what the run takes."""
@@ -66,7 +66,7 @@ def probe(
 def report(
     run: RunArgument,
     workspace: WorkspaceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare prediction and outcome, and say what to ask for."""
     from chatspace.api import open_run

@@ -37,7 +37,7 @@ def status(
         float,
         typer.Option("--every", min=1, metavar="SECONDS", help="Between two looks of --watch."),
     ] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show how far a run is, or all runs of the workspace."""
     look, render, as_value = _one(run, workspace) if run else _all(workspace)

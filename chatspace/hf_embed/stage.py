@@ -24,6 +24,7 @@ from chatspace.hf_embed.hub import ask_hub, candidates, quiet
 from chatspace.hf_embed.resolve import local_folder, resolve_model
 from chatspace.hf_embed.room import refuse_impossible_limit
 from chatspace.hf_embed.spec import EmbedSpec
+from chatspace.wording import counted
 
 # Weights of other frameworks and runtimes, and pictures: no encoder here is loaded from them.
 _UNUSED = re.compile(
@@ -102,7 +103,7 @@ def _model_files(files: Sequence[HubFile]) -> list[HubFile]:
     needed = needed_files(files)
     if not {file.name for file in needed} & _CONFIGURATIONS:
         raise ModelError(
-            f"Nothing to load: the repository has {len(files)} files, among them no "
+            f"Nothing to load: the repository has {counted(len(files), 'file')}, among them no "
             f"{' or '.join(sorted(_CONFIGURATIONS))}. Name a model that transformers can load."
         )
     return needed

@@ -75,7 +75,24 @@ def gather_run(plan: Plan, *, verify: bool = False) -> list[Gathered]:
             complaints.append(complaint(plan, split, coverage))
     if complaints:
         raise IncompleteError(" ".join(complaints))
+    for item in gathered:
+        _warn_if_empty(plan, item)
     return gathered
+
+
+def _warn_if_empty(plan: Plan, item: Gathered) -> None:
+    """Says that a split has no vector at all: complete as it is, it is hardly what was meant."""
+    content = item.content
+    if content["rows_total"] and not content["rows_embedded"]:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in content["rows_skipped"].items())
+        log.warning(
+            "Nothing was embedded: %s split %s; all of %s were skipped (%s). Check what of a row "
+            "is embedded: dataset.text_field, conversation or template.",
+            plan.run_id,
+            item.split,
+            counted(content["rows_total"], "row"),
+            reasons,
+        )
 
 
 def verify_run(plan: Plan) -> dict[str, int]:

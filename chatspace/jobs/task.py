@@ -35,6 +35,7 @@ from chatspace.plan.work import Progress, SliceOutcome, SliceWork, StopRequest
 from chatspace.shards.records import ShardRecord, ShardSpan
 from chatspace.shards.store import utc_now
 from chatspace.shards.task_manifest import RUNNING, TaskManifest
+from chatspace.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +290,8 @@ def _find_slice(
     count = len(split.slices)
     if of is not None and of != count:
         raise InputError(
-            f"Script of another division: it was rendered for {of} slices, {path} now has {count}. "
+            f"Script of another division: it was rendered for {counted(of, 'slice')}, "
+            f"{path} now has {count:,}. "
             f"Submit the script that `chatspace setup` wrote last."
         )
     if not 0 <= slice_index < count:

@@ -99,7 +99,8 @@ class DatasetSection(Section):
             raise ValueError(f"text_unit is for source text, not for {self.source}")
         if self.path is not None and holds_secret(self.path):
             raise ValueError(
-                "path holds a password or a signature, which plans and logs would show; " + ADVICE
+                "path holds a password, a signature or a token, which plans and logs would show; "
+                + ADVICE
             )
         return self
 

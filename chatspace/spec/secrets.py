@@ -63,12 +63,12 @@ def refuse_expanded_secret(expanded: str, written: str, where: str) -> None:
         where: the key that holds it.
 
     Raises:
-        SpecError: the expanded path holds a password or a signature.
+        SpecError: the expanded path holds a password, a signature or a token.
     """
     if holds_secret(expanded):
         raise SpecError(
-            f"Secret in a path: {where}={shown(written)}; its variables hold a password or a "
-            f"signature, which plans and logs would show. Leave it out, and {ADVICE}."
+            f"Secret in a path: {where}={shown(written)}; its variables hold a password, a "
+            f"signature or a token, which plans and logs would show. Leave it out, and {ADVICE}."
         )
 
 
