@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from chatspace.cli import UsageError, app
 from chatspace.errors import ChatspaceError, ExitCode
+from chatspace.export.formats import Export
+from chatspace.export.source import open_source
 from chatspace.jobs.gather import gather_run
 from chatspace.jobs.setup import set_up
 from chatspace.jobs.task import run_task
@@ -189,7 +192,7 @@ def test_outputs_page_commands_and_readers_work(real: Plan, tmp_path: Path) -> N
             place = words.index("--out") + 1
             words[place] = str(tmp_path / words[place])
         chatspace(*[folder_of(real) if word == "RUN" else word for word in words])
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     code += "\nassert len(table) == len(rows) == len(ids) == lance.count_rows() == 41"
     code += "\nassert hits[0]['id'] == ids[0].as_py() == table['id'][0].as_py()"
     code += "\nassert 0 in places and numpy.isclose(scores[0, 0], 1)"
@@ -206,9 +209,32 @@ def test_outputs_page_commands_and_readers_work(real: Plan, tmp_path: Path) -> N
     assert ("docs/train/0", "docs/train/40") in [(p["first_id"], p["second_id"]) for p in pairs]
 
 
-def test_outputs_page_spec_is_valid(make_spec: SpecMaker) -> None:
-    import yaml
+def test_outputs_page_reads_indexes_in_parts(real: Plan, tmp_path: Path) -> None:
+    source = open_source(real)
+    for to, index, out in (("faiss", "ivf", "wiki-ivf"), ("usearch", None, "wiki-parts")):
+        Export(to=to, out=tmp_path / out, index=index, part_bytes=5000).write(source)
+    code = blocks("python")[1] + "\nassert index.ntotal == 41 == len(parts)"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
-    (block,) = blocks("yaml")
-    output = make_spec(**yaml.safe_load(block)).output
-    assert (output.dtype, output.truncate_dim) == ("int8", 256)
+
+@pytest.mark.parametrize("number", range(4))
+def test_outputs_page_spec_runs_and_stores_what_it_says(
+    make_spec: SpecMaker, tmp_path: Path, number: int
+) -> None:
+    output = yaml.safe_load(blocks("yaml")[number])["output"]
+    columns = {"text": texts(12), "title": list("abcdefghijkl"), "lang": ["en", "de"] * 6}
+    data = write_parquet(tmp_path / "rows" / "train.parquet", columns)
+    # The tiny model has 64 numbers, of which 256 cannot be kept.
+    small = {**output, **({"truncate_dim": 16} if "truncate_dim" in output else {})}
+    assert make_spec(output=output).output.dtype == output["dtype"]
+    plan = set_up(make_spec(output=small, dataset={"path": str(data)})).plan
+    run_task(Layout(Path(plan.workspace)).run(plan.run_id).plan, "train", 0)
+    gather_run(plan)
+    source = open_source(plan)
+    assert (source.rows, source.encoding.dtype) == (12, output["dtype"])
+    assert source.encoding.dim == small.get("truncate_dim", source.encoding.dim)
+    (table,) = source.tables(["metadata"])
+    kept = output.get("keep_columns", [])
+    assert json.loads(table["metadata"][2].as_py()) == {name: columns[name][2] for name in kept}

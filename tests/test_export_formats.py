@@ -286,6 +286,7 @@ def test_new_folder_when_a_file_in_it_is_forbidden_says_so(tmp_path: Path) -> No
         ({"to": "faiss", "metric": "cosin"}, "Unknown metric: --metric cosin; known: cosine"),
         ({"to": "faiss", "metric": "hamming"}, "No bits: --metric hamming; the run stores float32"),
         ({"to": "faiss", "index": "IVF9000,Flat"}, "FAISS refuses the index: --index IVF9000,Flat"),
+        ({"to": "faiss", "index": "IDMap,Flat"}, "FAISS refuses the index: --index IDMap,Flat"),
         ({"to": "faiss", "index": "nonsense"}, "FAISS refuses the index: --index nonsense"),
     ],
 )

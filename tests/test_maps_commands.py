@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,9 +13,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from chatspace.cli import app
 from chatspace.errors import InputError, OutputError
+from chatspace.jobs.gather import gather_run
+from chatspace.jobs.setup import set_up
+from chatspace.jobs.task import run_task
+from chatspace.layout import Layout
 from chatspace.viz.atlas import address_lines, free_port
+from tests.conftest import SpecMaker, texts, write_parquet
 from tests.test_export_commands import chatspace, folder_of
 from tests.vector_runs import random_vectors, vector_run
 
@@ -108,6 +117,43 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
             except subprocess.TimeoutExpired:
                 continue
     raise AssertionError(f"no answer from {url}")
+
+
+def test_maps_page_commands_work(make_spec: SpecMaker, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "maps.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    rows = {"text": texts(40), "topic": ["tides", "trees"] * 20}
+    data = write_parquet(tmp_path / "rows" / "train.parquet", rows)
+    spec = make_spec(dataset={"path": str(data)}, output={"keep_columns": ["topic"]})
+    plan = set_up(spec).plan
+    for number in range(len(plan.split("train").slices)):
+        run_task(Layout(Path(plan.workspace)).run(plan.run_id).plan, "train", number)
+    gather_run(plan)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert [words[1] for words in lines] == ["reduce", "map", "atlas"]
+    for program, command, *rest in lines:
+        words = [folder_of(plan) if word == "RUN" else word for word in rest]
+        assert program == "chatspace"
+        if command == "atlas":  # serves until it is interrupted; here, its words are understood
+            parsed(command, *words)
+        else:
+            assert "40 points by umap" in chatspace(command, *words)
+    assert (Path(folder_of(plan)) / "maps" / "map.html").is_file()
+
+
+def test_readme_command_lines_are_understood() -> None:
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    commands = [shlex.split(part, comments=True) for b in blocks for part in re.split(r"\n|&&", b)]
+    seen = [parsed(*words[1:]) for words in commands if words[:1] == ["chatspace"]]
+    assert {"export", "search", "duplicates", "map", "atlas"} <= set(seen)
+
+
+def parsed(command: str, *words: str) -> str:
+    """Returns the name of a command that takes these words; does not run it."""
+    found = get_command(app).commands[command]  # type: ignore[attr-defined]
+    found.make_context(command, list(words))
+    return command
 
 
 def help_of(width: int, *words: str) -> str:

@@ -44,7 +44,9 @@ ExportOutOption = Annotated[
 IndexOption = Annotated[
     str | None,
     typer.Option(
-        "--index", help="Of faiss: flat, ivf, hnsw, or a text such as IVF4096,PQ64 [flat]."
+        "--index",
+        help="Of faiss: flat, ivf, hnsw, or a text such as IVF4096,PQ64; hnsw must fit into "
+        "memory [flat].",
     ),
 ]
 MetricOption = Annotated[

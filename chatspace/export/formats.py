@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from chatspace import __version__
+from chatspace.atomic import read_json_object
 from chatspace.errors import InputError
-from chatspace.export.arrays import (
-    METRICS,
-    IndexOptions,
-    write_faiss,
-    write_numpy,
-    write_usearch,
-)
-from chatspace.export.place import refuse_taken
+from chatspace.export.arrays import METRICS, PART_BYTES, IndexOptions, write_numpy
+from chatspace.export.faiss_index import write_faiss
+from chatspace.export.place import NOTE_FILE, refuse_taken
 from chatspace.export.source import VectorSource
 from chatspace.export.tables import write_datasets, write_lancedb, write_parquet
+from chatspace.export.usearch_index import write_usearch
 from chatspace.spec.problems import nearest
 
 
@@ -38,7 +36,7 @@ class Format:
 
     write: Callable[..., None]
     reads: str
-    file: str = ""
+    file: str = "."
     one_file: bool = False
     metrics: tuple[str, ...] = ()
     picks_index: bool = False
@@ -75,6 +73,8 @@ class Export:
         index: sort of index [flat].
         metric: how vectors are compared [cosine].
         force: replace an earlier export.
+        part_bytes: see `IndexOptions`.
+        free_bytes: see `IndexOptions`.
     """
 
     to: str
@@ -82,6 +82,8 @@ class Export:
     index: str | None = None
     metric: str | None = None
     force: bool = False
+    part_bytes: int = PART_BYTES
+    free_bytes: int | None = None
 
     def check(self) -> None:
         """Refuses what cannot be written, before anything is read.
@@ -116,10 +118,16 @@ class Export:
         Raises:
             InputError: the metric does not fit the run's vectors.
             OutputError: it cannot be written there.
+            UnfitEnvironmentError: a library or memory is missing.
         """
         self.check()
         format_ = FORMATS[self.to]
-        options = IndexOptions(index=self.index or "flat", metric=self.metric or "cosine")
+        options = IndexOptions(
+            index=self.index or "flat",
+            metric=self.metric or "cosine",
+            part_bytes=self.part_bytes,
+            free_bytes=self.free_bytes,
+        )
         if options.metric == "hamming" and source.encoding.dtype != "binary":
             raise InputError(
                 f"No bits: --metric hamming; the run stores {source.encoding.dtype}. Leave it "
@@ -130,10 +138,14 @@ class Export:
 
     def how_to_read(self) -> str:
         """Returns a line of Python that opens what was written."""
-        line = FORMATS[self.to].reads
-        if self.metric == "hamming":
-            line = line.replace("read_index(", "read_index_binary(")
-        return line.format(json.dumps(str(self.out / FORMATS[self.to].file), ensure_ascii=False))
+        if FORMATS[self.to].one_file:
+            return FORMATS[self.to].reads.format(_quoted(str(self.out)))
+        note = read_json_object(self.out / NOTE_FILE)
+        file: str = note["file"]
+        # An export in parts is opened by a pattern, in which the folder's name is none.
+        folder = Path(glob.escape(str(self.out))) if "*" in file else self.out
+        line: str = note["read"]
+        return line.replace(_quoted(file), _quoted(str(folder / file)))
 
     def _note(self, source: VectorSource, options: IndexOptions) -> dict[str, Any]:
         format_ = FORMATS[self.to]
@@ -149,4 +161,16 @@ class Export:
             "vectors": source.encoding.describe(),
             **({"metric": options.metric} if format_.metrics else {}),
             **({"index": options.index} if format_.picks_index else {}),
+            **({} if format_.one_file else self._reading(format_)),
         }
+
+    def _reading(self, format_: Format) -> dict[str, str]:
+        """Returns what is opened inside the folder and how, unless its writer says otherwise."""
+        line = format_.reads
+        if self.metric == "hamming":
+            line = line.replace("read_index(", "read_index_binary(")
+        return {"file": format_.file, "read": line.format(_quoted(format_.file))}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
