@@ -202,7 +202,8 @@ class Arena:
             "output": {"rows_per_shard": 100},
             "slices": {"count": self.n_tasks},
             "slurm": {
-                "profile": "local",
+                "profile": "generic",
+                "gpus_per_task": 0,
                 "partition": "preempt",
                 "account": "proj1",
                 "time": "00:10:00",

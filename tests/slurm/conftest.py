@@ -66,6 +66,8 @@ class Project:
     model: Path
 
     def write_spec(self, **sections: Any) -> Path:
+        profile = self.folder / "no_gpus.yaml"
+        profile.write_text("name: no_gpus\ngpus_per_task: 0\ngpu_directive: none\n")
         values: dict[str, Any] = {
             "kind": "embed",
             "name": "docs",
@@ -74,7 +76,7 @@ class Project:
             "model": {"name": str(self.model), "dtype": "float32"},
             "output": {"rows_per_shard": 40},
             "slurm": {
-                "profile": "local",
+                "profile": str(profile),
                 "partition": "cpu",
                 "account": "proj1",
                 "time": "00:10:00",
