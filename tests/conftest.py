@@ -8,7 +8,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,9 @@ import pytest
 
 from chatspace.spec.base import RunSpec
 from chatspace.spec.loading import spec_from_mapping
+
+if TYPE_CHECKING:
+    from tests.openai_server import FakeOpenAI
 
 # No test may reach a model hub, and none may take the workspace of the person who runs it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,6 +48,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     models.build("bert-mean", folder)
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
+    """An endpoint on this machine that speaks OpenAI's API, and a key for it."""
+    from tests.openai_server import KEY, serving
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
+    with serving() as fake:
+        yield fake
 
 
 def absent(reason: str) -> None:

@@ -599,3 +599,17 @@ def test_doctor_finds_a_secret_in_a_rendered_script(chatspace: Command) -> None:
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "the value of OPENAI_API_KEY in embed.slurm" in " ".join(done.stdout.split())
     assert "hush-hush" not in done.stdout
+
+
+def test_doctor_of_a_run_from_before_profiles_said_their_scheduler_asks_it(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    assert chatspace("setup", "spec.yaml").returncode == ExitCode.DONE
+    (path,) = (tmp_path / "ws" / "runs").glob("*/plan.json")
+    plan = json.loads(path.read_text())
+    assert plan["cluster"].pop("scheduler") == "none"
+    path.write_text(json.dumps(plan))
+    done = chatspace("doctor", str(path.parent), "--json")
+    checks = {item["check"] for item in json.loads(done.stdout)["checks"]}
+    assert "scheduler" in checks
+    assert "Traceback" not in done.stderr

@@ -1,21 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from chatspace.jobs.gather import gather_run
 from tests.openai_runs import N_ROWS, check_vectors, plan_of, request_files, run_here
-from tests.openai_server import KEY, FakeOpenAI, serving
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    with serving() as fake:
-        yield fake
+from tests.openai_server import FakeOpenAI
 
 
 def test_run_slice_gives_each_row_its_vector_and_gathers(

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,15 +23,7 @@ from tests.openai_runs import (
     runtime_of,
     start_task,
 )
-from tests.openai_server import KEY, FakeOpenAI, Fault, serving, vector_of
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    with serving() as fake:
-        yield fake
+from tests.openai_server import FakeOpenAI, Fault, vector_of
 
 
 @pytest.mark.parametrize(

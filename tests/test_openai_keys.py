@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,7 @@ import pytest
 from chatspace.api import submit
 from chatspace.errors import SpecError, UnfitEnvironmentError
 from tests.openai_runs import check_vectors, plan_of, run_here, spec_of, start_task
-from tests.openai_server import KEY, FakeOpenAI, Fault, serving
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    with serving() as fake:
-        yield fake
+from tests.openai_server import KEY, FakeOpenAI, Fault
 
 
 def test_key_stands_in_no_file_and_no_message(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,7 @@ import pytest
 from chatspace.errors import InputError, ModelError
 from chatspace.kinds import KINDS
 from tests.openai_runs import plan_of
-from tests.openai_server import KEY, FakeOpenAI, serving, vector_of
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)
-    with serving() as fake:
-        yield fake
+from tests.openai_server import FakeOpenAI, vector_of
 
 
 def test_embed_queries_gives_vectors_as_the_run_does(server: FakeOpenAI, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,7 @@ from tests.openai_runs import (
     rows_of,
     run_here,
 )
-from tests.openai_server import KEY, FakeOpenAI, serving
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    with serving() as fake:
-        yield fake
+from tests.openai_server import FakeOpenAI
 
 
 def test_row_too_long_for_the_endpoint_is_cut_and_counted(

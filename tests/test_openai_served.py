@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,9 @@ from chatspace.openai_embed.answers import BadAnswerError
 from chatspace.openai_embed.served import Served, keep_served, read_served
 from chatspace.plan.model import Plan
 from tests.openai_runs import check_vectors, plan_of, rows_of, run_here, runtime_of
-from tests.openai_server import KEY, FakeOpenAI, Fault, serving
+from tests.openai_server import FakeOpenAI, Fault
 from tests.test_openai_asking import Refusing, asker_of
 from tests.test_openai_limits import Clock
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    with serving() as fake:
-        yield fake
 
 
 def test_answers_of_another_model_are_refused_until_the_first_is_back(

@@ -62,7 +62,7 @@ def examine_run(
         scheduler: asked whether it would take them; None asks nobody.
         node_timeout_min: minutes that a test job on a compute node is waited for; None sends none.
     """
-    is_here_alone = plan.cluster["scheduler"] == "none"  # so nothing of SLURM is asked
+    is_here_alone = not plan.has_scheduler  # so nothing of SLURM is asked
     others = 0 if is_here_alone else cluster.other_nodes()
     found = []
     if scheduler is not None and not is_here_alone:

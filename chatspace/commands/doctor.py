@@ -106,7 +106,7 @@ def _examine(
         machine = examine_machine(with_workspace=False, with_scheduler=has_slurm)
         return [failed("plan", str(error), ""), *machine]
     if node_timeout_min is not None:
-        if plan.cluster["scheduler"] == "none":
+        if not plan.has_scheduler:
             raise SpecError(
                 "No node to look at: --node; slurm.profile has no scheduler. Leave --node out, or "
                 "name the profile of a cluster."

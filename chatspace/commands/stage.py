@@ -51,7 +51,7 @@ def _lines(staged: Staged, path: Path, overrides: list[str]) -> list[str]:
     if plan.model.get("base_url"):
         needs = "its tasks ask the endpoint"
     again = "".join(f" --set {shlex.quote(text)}" for text in overrides)
-    verb = "run" if plan.cluster["scheduler"] == "none" else "submit"
+    verb = "submit" if plan.has_scheduler else "run"
     command = f"chatspace {verb} {shlex.quote(str(path))}{again}"
     return [*lines, f"run      {plan.run_id}: {needs}", "", "Next:", f"  {command}"]
 

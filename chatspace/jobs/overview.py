@@ -58,7 +58,7 @@ def setup_lines(done: SetUp) -> list[str]:
 def next_commands(done: SetUp) -> list[str]:
     """Returns the shell commands that submit the run, or do it here where there is no scheduler."""
     run = Layout(Path(done.plan.workspace)).run(done.plan.run_id).folder
-    if done.plan.cluster.get("scheduler") == "none":
+    if not done.plan.has_scheduler:
         return [f"{_program()} run {shlex.quote(shown_path(run))}"]
     names = [shlex.quote(shown_path(script)) for script in done.scripts]
     if len(names) <= 4:

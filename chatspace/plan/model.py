@@ -89,6 +89,11 @@ class Plan:
     cluster: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether jobs do its tasks, as in all plans from before profiles said so."""
+        return bool(self.cluster.get("scheduler") != "none")
+
     def split(self, name: str) -> SplitPlan:
         """Returns the split called `name`; a KeyError is a bug of the caller."""
         return {split.name: split for split in self.splits}[name]
