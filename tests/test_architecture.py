@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("layout", "env", "atomic", "resources", "kinds", "wording"),
     ("spec",),
     ("shards",),
-    ("data",),
+    ("data", "chunking"),
     ("plan",),
     (*KIND_ROOMS, "jobs"),
     ("checks", "watch"),

@@ -187,7 +187,7 @@ def test_run_of_chunks_killed_and_run_again_gives_the_same_files(
         ({"long_text": "chunks"}, "expected one of truncate, error, chunk. Did you mean chunk?"),
         ({"long_text": "chunk", "on_too_long": "error"}, "earlier name of long_text; keep long_t"),
         ({**CHUNKS, "overlap_tokens": 21}, "overlap_tokens=21 is more than half of the 40 tokens"),
-        ({**CHUNKS, "max_tokens": 30}, "chunk_tokens=40 is above max_tokens=30; leave max_tokens"),
+        ({**CHUNKS, "max_tokens": 30}, "chunk_tokens=40 is above max_tokens=30; lower it, or set"),
         ({**CHUNKS, "overlap_tokens": -1}, "expected an integer of 0 or more"),
         ({**CHUNKS, "chunk_tokens": 0}, "expected an integer greater than 0"),
         ({**CHUNKS, "chunk_token": 40}, "Did you mean chunk_tokens?"),

@@ -4,15 +4,19 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
 from chatspace.jobs.gather import gather_run
 from chatspace.layout import Layout
+from chatspace.openai_embed import batching
+from chatspace.openai_embed.asking import Inputs
 from chatspace.openai_embed.batching import batch_file
 from chatspace.openai_embed.client import request_body
 from chatspace.plan.model import Plan
@@ -28,17 +32,9 @@ from tests.openai_runs import (
     runtime_of,
     start_task,
 )
-from tests.openai_server import KEY, FakeOpenAI, serving
+from tests.openai_server import FakeOpenAI
 
 BATCH = {"mode": "batch"}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)
-    with serving() as fake:
-        yield fake
 
 
 def ledger_path(plan: Plan, shard: int = 0) -> Path:
@@ -252,12 +248,41 @@ def test_direct_run_refuses_a_shard_that_is_in_a_batch(server: FakeOpenAI, tmp_p
     assert server.n_requests == 0
 
 
+def test_shard_with_more_than_one_batch_takes_gets_several(
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smaller = partial(batching.one_batch, max_inputs=12)  # of 20 rows, 5 a request
+    monkeypatch.setattr(batching, "one_batch", smaller)
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    run_here(plan)
+    check_vectors(plan)
+    inputs = []
+    for content in map(server.files.__getitem__, sorted(server.files)):
+        bodies = [json.loads(line).get("body", {}) for line in content.splitlines()]
+        inputs.append(sum(len(body.get("input", [])) for body in bodies))
+    assert sorted(n for n in inputs if n) == [10] * 6
+    assert set(server.served.values()) == {1} and server.n_requests == 0
+
+
+def test_one_batch_ends_before_a_limit_and_is_never_empty() -> None:
+    groups = [inputs_of(range(at, at + 4)) for at in (0, 4, 8, 12)]
+    taken = partial(batching.one_batch, groups, lambda inputs: 10 * len(inputs.rows))
+    assert taken() == groups
+    assert taken(max_inputs=8) == taken(max_inputs=11) == taken(max_bytes=100) == groups[:2]
+    assert taken(max_inputs=1) == taken(max_bytes=1) == groups[:1]
+
+
+def inputs_of(rows: Iterable[int]) -> Inputs:
+    rows = tuple(rows)
+    return Inputs(rows=rows, texts=("x",) * len(rows), counts=np.ones(len(rows), np.int64))
+
+
 def test_batch_file_above_its_limit_is_refused() -> None:
     bodies = [request_body("tiny", ["naïve text"], None)]
     content = batch_file(bodies, 7)
     assert json.loads(content)["body"]["input"] == ["naïve text"]
     assert batch_file(bodies, 7, max_bytes=len(content)) == content
-    with pytest.raises(InputError, match=r"shard 7 has .* Lower output\.rows_per_shard"):
+    with pytest.raises(InputError, match=r"shard 7 has a request of .* requests.mode: direct"):
         batch_file(bodies, 7, max_bytes=len(content) - 1)
 
 

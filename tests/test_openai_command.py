@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,19 +12,16 @@ import yaml
 from chatspace.api import open_run
 from chatspace.cli import main
 from tests.openai_runs import N_ROWS, spec_values
-from tests.openai_server import KEY, FakeOpenAI, serving
+from tests.openai_server import FakeOpenAI
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+def server(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeOpenAI:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-encodings"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # offline: the way out is closed
-    monkeypatch.chdir(tmp_path)
-    with serving() as fake:
-        yield fake
+    return server
 
 
 @pytest.fixture
@@ -185,15 +182,17 @@ def test_flags_instead_of_a_file(
         ([], "Which dataset?"),
         (["gone.yaml"], "gone.yaml"),
         (["s.yaml", "--excute"], "No such option: --excute"),
+        (["s.yaml", "--long-text=skip"], "Not beside a file: --long-text; it is a key of the spec"),
+        (["s.yaml", "--no-document-vector"], "Give it as --set model.document_vector=VALUE"),
         (["s.yaml", "more.yaml"], "more.yaml"),
         (["s.yaml", "--set", "model.nam=x"], "Did you mean model.name?"),
         (["s.yaml", "--set", "model.name="], "model.name"),
         (["s.yaml", "--set", "model.base_url=host:80"], "Not an address: model.base_url"),
         (["s.yaml", "--set", "kind=embed"], "model.base_url"),
-        (["s.yaml", "--set", "model.long_text=chunk"], "rows are not cut into chunks by kind"),
+        (["s.yaml", "--set", "model.chunk_tokens=9"], "only where rows are cut into chunks"),
         (
-            ["--source", "csv", "--path", "x", "--long-text", "chunk"],
-            "long_text has truncate, error and skip",
+            ["--source", "csv", "--path", "x", "--long-text", "chunk", "--chunk-tokens", "0"],
+            "model.chunk_tokens",
         ),
         (["s.yaml", "--set", "model.long_text=cut"], "expected one of truncate, error, skip"),
         (["s.yaml", "--set", "requests.concurrency=1000"], "concurrency=1000 is above 256"),
@@ -244,7 +243,7 @@ def test_examples_of_the_docs_work(
     blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in blocks.splitlines()]
     ours = [words[2:] for words in commands if words[:2] == ["chatspace", "embed-dataset"]]
-    assert len(ours) == 5
+    assert len(ours) == 6
     for words in ours:
         here = [server.url if word == "http://localhost:8000/v1" else word for word in words]
         code, said, errors = embed_dataset(*here)

@@ -77,32 +77,45 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("long_text", "n_vectors"),
+    [({}, len(TEXTS)), ({"long_text": "chunk", "chunk_tokens": 20}, 128)],
+)
 def test_vectors_of_infinity_are_those_of_the_local_encoder(
-    infinity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    infinity: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    long_text: dict[str, Any],
+    n_vectors: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = write_parquet(tmp_path / "docs.parquet", {"text": TEXTS})
     common: dict[str, Any] = {
         "workspace": str(tmp_path / "ws"),
-        "dataset": {"source": "parquet", "path": str(data)},
         "slurm": {"profile": "local", "log_dir": str(tmp_path / "logs")},
     }
     there = {
         **common, "kind": "embed_openai", "name": "there",
-        "model": {"name": "minilm", "base_url": infinity},
+        "dataset": dataset_of(tmp_path / "rows.parquet", TEXTS),
+        "model": {"name": "minilm", "base_url": infinity, **long_text},
         "requests": {"max_inputs": 16}, "spending": {"execute": True},
     }  # fmt: skip
+    asked = chatspace.submit(there, executor="local")
+    asked.wait(timeout_min=3)
+    sent = asked.dataset().to_table()["text"].to_pylist()
+    assert len(sent) == n_vectors
     here = {
         **common, "kind": "embed", "name": "here",
+        "dataset": dataset_of(tmp_path / "sent.parquet", sent),
         "model": {"name": str(packaged_model()), "dtype": "float32", "device": "cpu"},
     }  # fmt: skip
-    vectors = []
-    for spec in (there, here):
-        run = chatspace.submit(spec, executor="local")
-        run.wait(timeout_min=3)
-        vectors.append(run.vectors().astype(np.float64))
-    theirs, ours = vectors
-    assert theirs.shape == ours.shape == (len(TEXTS), 384)
+    encoded = chatspace.submit(here, executor="local")
+    encoded.wait(timeout_min=3)
+    theirs, ours = (run.vectors().astype(np.float64) for run in (asked, encoded))
+    assert theirs.shape == ours.shape == (n_vectors, 384)
     lengths = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
     cosines = (theirs * ours).sum(axis=1) / lengths
     assert cosines.min() >= 0.999
+
+
+def dataset_of(path: Path, texts: list[str]) -> dict[str, Any]:
+    return {"source": "parquet", "path": str(write_parquet(path, {"text": texts}))}

@@ -18,6 +18,8 @@ from chatspace.kinds import KINDS
 
 COMMAND = "chatspace embed-dataset"
 KIND = "embed_openai"
+# What stands beside a file; two of them are keys as well.
+_OPTIONS = ("--set", "--execute", "--ask-endpoint", "--sample-rows", "--workers")
 _USAGE = f"""Usage: {COMMAND} SPEC.yaml [--execute] [--ask-endpoint] [--sample-rows N]
                                         [--workers N] [--set KEY=VALUE]
    or: {COMMAND} --source parquet --path data.parquet --model-name text-embedding-3-small ...
@@ -69,6 +71,7 @@ def _asked(words: Sequence[str]) -> _Asked:
 def _from_file(words: Sequence[str]) -> _Asked:
     from chatspace.spec.loading import load_spec
 
+    _refuse_keys(words)
     found: list[_Asked] = []
 
     def collect(
@@ -98,6 +101,24 @@ def _from_file(words: Sequence[str]) -> _Asked:
     app.command()(collect)
     app(args=list(words), prog_name=COMMAND, standalone_mode=False)
     return found[0]
+
+
+def _refuse_keys(words: Sequence[str]) -> None:
+    """Refuses flags that are keys of the spec: a file has them.
+
+    Raises:
+        SpecError: one is given.
+    """
+    from chatspace.spec.flags import iter_flags
+
+    flags = iter_flags(KINDS[KIND].spec_model())
+    keys = {name: flag.key for flag in flags for name in (*flag.names, *flag.off_names)}
+    for name in (word.partition("=")[0] for word in words):
+        if name in keys and name not in _OPTIONS:
+            raise SpecError(
+                f"Not beside a file: {name}; it is a key of the spec. "
+                f"Give it as --set {keys[name]}=VALUE."
+            )
 
 
 def _dry_run(asked: _Asked, words: Sequence[str]) -> None:

@@ -1,102 +1,31 @@
-"""Rows that are longer than a chunk become several; each chunk is then embedded like a row.
+"""Rows cut into chunks with the model's own tokenizer; the encoder takes the tokens that this made.
 
-What is embedded is the chunk's own text, `text[char_start:char_stop]`, with the prompt before it:
-its vector is the one that this text alone would get. A row that fits is one chunk.
-
-Memory: besides what a shard of rows takes, the texts of its chunks (as much as the rows' own, twice
-that with the largest overlap), four bytes a token, and a vector a chunk. The tokenizer sees one
-excerpt of a row at a time, of `CHARS_PER_TOKEN * (2 * chunk_tokens + 64)` characters, 65,536 at
-least, and takes about a hundred bytes for each.
+The prompt stands before each chunk, and both have to fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from chatspace.errors import InputError, ModelError
-from chatspace.hf_embed.bucketing import IntArray
-from chatspace.hf_embed.cutting import Chunk, Cutter, Excerpt, middle_end, next_solid, trimmed
-from chatspace.hf_embed.encoder import Encoder, FloatArray
-from chatspace.hf_embed.reading import Rows
+from chatspace.chunking.chunker import ChunkedRows, Chunker, Rows, make_cutter
+from chatspace.errors import ModelError
+from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.spec import ModelSection
-from chatspace.hf_embed.tokens import CHARS_PER_TOKEN, FastTokenizer, FlatTokens, Ids
-
-LEAST_EXCERPT_CHARS = 2**16
-# A word may have more tokens where a text begins with it. What is still too long is cut in two.
-SLACK_TOKENS = 4
-_MOST_METADATA_BYTES = 2**31 - 1  # Arrow counts them in 32 bits
+from chatspace.hf_embed.tokens import FastTokenizer, FlatTokens, Ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkedRows:
-    """The chunks of a shard's rows, in order: what stands in its file.
+class TokenChunker:
+    """Cuts rows, and keeps the tokens of their chunks: four bytes each.
 
     Attributes:
-        row_index: number of each chunk's row, ascending, (n_chunks,).
-        ids: `{id of the row}#{chunk_index}`.
-        texts: the chunks' own texts.
-        metadata: that of the row, with each of its chunks.
-        skipped: rows left out, by reason.
-        row: position of each chunk's row in what the reader gave, (n_chunks,).
-        chunk_index: counted from 0 in each row, (n_chunks,).
-        char_start: first character of each chunk in the row's text, (n_chunks,).
-        char_stop: the one after the last, (n_chunks,).
-    """
-
-    row_index: IntArray
-    ids: pa.Array
-    texts: list[str]
-    metadata: pa.Array
-    skipped: dict[str, int]
-    row: IntArray
-    chunk_index: IntArray
-    char_start: IntArray
-    char_stop: IntArray
-
-
-class _Piece(NamedTuple):
-    """A chunk, its ids, and whether it was cut: a single character may have too many."""
-
-    chunk: Chunk
-    ids: Ids
-    is_truncated: bool
-
-
-@dataclass(slots=True)
-class _Pieces:
-    """The pieces of a shard, and the row that each is of."""
-
-    row: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    ids: list[Ids] = field(default_factory=list)
-    is_truncated: list[bool] = field(default_factory=list)
-
-    def add(self, row: int, piece: _Piece) -> None:
-        self.row.append(row)
-        self.chunks.append(piece.chunk)
-        self.ids.append(piece.ids)
-        self.is_truncated.append(piece.is_truncated)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunker:
-    """Makes chunks of rows, each a function of its row alone.
-
-    Attributes:
-        tokenizer: its limit is that of a chunk.
-        cutter: where a text is cut.
-        excerpt_chars: how much of a text is tokenised at once, at least.
+        tokenizer: that of the model.
+        chunker: cuts with it.
     """
 
     tokenizer: FastTokenizer
-    cutter: Cutter
-    excerpt_chars: int = LEAST_EXCERPT_CHARS
+    chunker: Chunker[Ids]
 
     def split(
         self, rows: Rows, *, check: Callable[[], None] = lambda: None
@@ -110,56 +39,11 @@ class Chunker:
         Raises:
             InputError: the rows' metadata, repeated with each chunk, is too large for a table.
         """
-        whole = self.tokenizer.tokenize(rows.texts, check=check)
-        pieces = _Pieces()
-        for index, text in enumerate(rows.texts):
-            if whole.truncated[index] and not text.isspace():
-                for piece in self._cut(text, check):
-                    pieces.add(index, piece)
-            else:
-                is_truncated = bool(whole.truncated[index])
-                pieces.add(index, _Piece(Chunk(0, len(text)), whole.row(index), is_truncated))
-        truncated = np.array(pieces.is_truncated, dtype=np.bool_)
-        return _chunked(rows, pieces), self.tokenizer.flat(pieces.ids, truncated)
-
-    def _cut(self, text: str, check: Callable[[], None]) -> Iterator[_Piece]:
-        """Yields the pieces of a text that is too long."""
-        at = next_solid(text, 0)
-        while at is not None:
-            check()
-            chunks, at = self.cutter.cut(self._excerpt(text, at), at)
-            yield from self._fitted(text, chunks, check)
-
-    def _excerpt(self, text: str, at: int) -> Excerpt:
-        """Returns the tokens of a text from `at` on, enough of them to cut at least one chunk."""
-        n_chars = max(self.excerpt_chars, CHARS_PER_TOKEN * self.cutter.excerpt_tokens)
-        while True:
-            stop = len(text)
-            if at + n_chars < len(text):
-                space = text.rfind(" ", at, at + n_chars)
-                stop = space if space > at else at + n_chars
-            starts = self.tokenizer.token_starts(text[at:stop]) + at  # (n_tokens,)
-            if stop == len(text) or len(starts) >= self.cutter.excerpt_tokens:
-                return Excerpt(text, stop, starts)
-            n_chars *= 4
-
-    def _fitted(
-        self, text: str, chunks: Sequence[Chunk], check: Callable[[], None]
-    ) -> Iterator[_Piece]:
-        """Yields chunks with their ids; those that are too long after all, in halves."""
-        tokens = self.tokenizer.tokenize([text[c.start : c.stop] for c in chunks], check=check)
-        for index, chunk in enumerate(chunks):
-            is_truncated = bool(tokens.truncated[index])
-            if is_truncated and chunk.stop - chunk.start > 1:
-                middle = middle_end(text, chunk)
-                start = next_solid(text, middle) or middle
-                halves = [trimmed(text, chunk.start, middle), Chunk(start, chunk.stop)]
-                yield from self._fitted(text, halves, check)
-            else:
-                yield _Piece(chunk, tokens.row(index), is_truncated)
+        split = self.chunker.split(rows, check=check)
+        return split.rows, self.tokenizer.flat(split.kept, split.truncated)
 
 
-def make_chunker(section: ModelSection, encoder: Encoder) -> Chunker:
+def make_chunker(section: ModelSection, encoder: Encoder) -> TokenChunker:
     """Returns what cuts the rows of a run as its spec says.
 
     Raises:
@@ -184,67 +68,8 @@ def make_chunker(section: ModelSection, encoder: Encoder) -> Chunker:
             f"Overlap too large: model.overlap_tokens={overlap}; of {encoder.max_tokens} tokens "
             f"{room} are text, so at most {room // 2}. Lower it, or raise model.chunk_tokens."
         )
-    room -= min(SLACK_TOKENS, room // 16)
     tokenizer.cut_at_end()
-    return Chunker(tokenizer=tokenizer, cutter=Cutter(room=room, overlap=min(overlap, room // 2)))
-
-
-def document_vectors(vectors: FloatArray, row: IntArray, n_tokens: IntArray) -> FloatArray:
-    """Returns one vector a row, the mean of its chunks', each as often as it has tokens.
-
-    They have length one, or are zero where the mean is.
-
-    Args:
-        vectors: those of the chunks, (n_chunks, dim).
-        row: row of each chunk: 0, then ascending without gaps, (n_chunks,).
-        n_tokens: as the model sees the chunks, (n_chunks,).
-
-    Returns:
-        Vectors of shape (n_rows, dim).
-    """
-    firsts = np.flatnonzero(np.diff(row, prepend=-1))  # (n_rows,)
-    weighted = vectors * n_tokens[:, None].astype(np.float32)  # (n_chunks, dim)
-    sums = np.add.reduceat(weighted, firsts, axis=0, dtype=np.float64)  # (n_rows, dim)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)  # (n_rows, 1)
-    means: FloatArray = (sums / np.where(norms > 0, norms, 1)).astype(np.float32)
-    return means
-
-
-def _chunked(rows: Rows, pieces: _Pieces) -> ChunkedRows:
-    row = np.array(pieces.row, dtype=np.int64)  # (n_chunks,)
-    n_chunks = np.bincount(row, minlength=len(rows.texts))  # (n_rows,)
-    chunk_index = np.arange(len(row)) - (np.cumsum(n_chunks) - n_chunks)[row]  # (n_chunks,)
-    _check_metadata(rows, n_chunks)
-    taken = pa.array(row)
-    numbers = pa.array(chunk_index).cast(pa.string())
-    return ChunkedRows(
-        row_index=rows.row_index[row],
-        ids=pc.binary_join_element_wise(rows.ids.take(taken), numbers, "#"),
-        texts=[
-            rows.texts[index][chunk.start : chunk.stop]
-            for index, chunk in zip(pieces.row, pieces.chunks, strict=True)
-        ],
-        metadata=rows.metadata.take(taken),
-        skipped=rows.skipped,
-        row=row,
-        chunk_index=chunk_index,
-        char_start=np.array([chunk.start for chunk in pieces.chunks], dtype=np.int64),
-        char_stop=np.array([chunk.stop for chunk in pieces.chunks], dtype=np.int64),
+    return TokenChunker(
+        tokenizer=tokenizer,
+        chunker=Chunker(tokenizer=tokenizer, cutter=make_cutter(room, overlap)),
     )
-
-
-def _check_metadata(rows: Rows, n_chunks: IntArray) -> None:
-    """Raises unless the metadata of all chunks fits into one column.
-
-    Raises:
-        InputError: it does not.
-    """
-    lengths = np.asarray(pc.fill_null(pc.binary_length(rows.metadata), 0))  # (n_rows,)
-    n_bytes = lengths.astype(np.int64) * n_chunks
-    if n_bytes.sum() > _MOST_METADATA_BYTES:
-        worst = int(n_bytes.argmax())
-        raise InputError(
-            f"Too much metadata: row_index={rows.row_index[worst]}; {lengths[worst]:,} bytes stand "
-            f"with each of its {n_chunks[worst]:,} chunks, and a shard holds 2 GiB. Name fewer "
-            f"output.keep_columns, or lower output.rows_per_shard."
-        )

@@ -21,16 +21,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from chatspace.chunking.chunker import ChunkedRows, Rows
+from chatspace.chunking.documents import chunk_table, document_vectors
 from chatspace.errors import InputError
 from chatspace.hf_embed.bucketing import Batch, IntArray
-from chatspace.hf_embed.chunking import ChunkedRows, Chunker, document_vectors
+from chatspace.hf_embed.chunking import TokenChunker
 from chatspace.hf_embed.encoder import Encoder, FloatArray
 from chatspace.hf_embed.flow import POLL_S, Channel, Flow
 from chatspace.hf_embed.metrics import Counters, StageClock
-from chatspace.hf_embed.reading import Reader, Rows
+from chatspace.hf_embed.reading import Reader
 from chatspace.hf_embed.tokens import Tokens
 from chatspace.plan.work import Commit, StopRequest
-from chatspace.shards.chunks import with_chunks
 from chatspace.shards.records import ShardSpan
 from chatspace.shards.table import Vectors
 from chatspace.shards.vectors import finite_floats
@@ -114,7 +115,7 @@ class Pipeline:
     stop: StopRequest
     settings: Settings
     counters: Counters
-    chunker: Chunker | None = None
+    chunker: TokenChunker | None = None
     flow: Flow = field(default_factory=Flow)
     n_taken: int = 0
     n_committed: int = 0
@@ -299,10 +300,4 @@ class Pipeline:
         documents = None
         if self.settings.document_vectors:
             documents = document_vectors(shard.vectors, rows.row, shard.tokens.lengths)
-        return with_chunks(
-            table,
-            chunk_index=rows.chunk_index,
-            char_start=rows.char_start,
-            char_stop=rows.char_stop,
-            documents=documents,
-        )
+        return chunk_table(table, rows, documents)

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from chatspace.chunking.chunker import Rows
 from chatspace.shards.records import ShardSpan
-from chatspace.shards.table import EmbeddedRows
-
-
-class Rows(EmbeddedRows, Protocol):
-    """The rows of a shard as a reader prepares them, and how many it left out, by reason."""
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Rows left out, by reason."""
-        ...
 
 
 class Reader(Protocol):

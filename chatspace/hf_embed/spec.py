@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from chatspace.spec.base import RunSpec
+from chatspace.spec.chunks import check_chunks
 from chatspace.spec.section import Section
 
 
@@ -71,28 +72,14 @@ class ModelSection(Section):
             raise ValueError("prompt and prompt_name exclude each other; keep one")
         if self.long_text is not None and self.on_too_long is not None:
             raise ValueError("on_too_long is the earlier name of long_text; keep long_text")
-        self._check_chunks()
+        check_chunks(
+            long_text=self.long_text,
+            max_tokens=self.max_tokens,
+            chunk_tokens=self.chunk_tokens,
+            overlap_tokens=self.overlap_tokens,
+            document_vector=self.document_vector,
+        )
         return self
-
-    def _check_chunks(self) -> None:
-        chunking = ("chunk_tokens", "overlap_tokens", "document_vector")
-        given = [name for name in chunking if getattr(self, name)]
-        if given and self.long_text != "chunk":
-            raise ValueError(
-                f"{', '.join(given)}: only where rows are cut into chunks; add long_text: chunk, "
-                "or leave it out"
-            )
-        most = self.limit_tokens
-        if self.chunk_tokens and self.max_tokens and self.chunk_tokens > self.max_tokens:
-            raise ValueError(
-                f"chunk_tokens={self.chunk_tokens} is above max_tokens={self.max_tokens}; "
-                "leave max_tokens out"
-            )
-        if self.overlap_tokens and most and 2 * self.overlap_tokens > most:
-            raise ValueError(
-                f"overlap_tokens={self.overlap_tokens} is more than half of the {most} tokens of a "
-                "chunk; lower it"
-            )
 
 
 class EncodeSection(Section):

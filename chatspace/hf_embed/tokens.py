@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from chatspace.chunking.chunker import CHARS_PER_TOKEN
 from chatspace.hf_embed.bucketing import Batch, IntArray, equal_lengths
 
 TEXTS_PER_CALL = 256
@@ -23,7 +24,6 @@ CHARS_PER_CALL = 2**22  # the tokenizer needs about a hundred bytes for each
 MARGIN_TOKENS = (
     64  # a cut changes tokens only close to it; these lie between the cut and what is used
 )
-CHARS_PER_TOKEN = 8  # first guess of how much text is enough; too little is noticed and read on
 
 Features = dict[str, Any]
 BoolArray = npt.NDArray[np.bool_]

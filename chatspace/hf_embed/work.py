@@ -13,11 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from chatspace.chunking.chunker import Rows
 from chatspace.hf_embed.chunking import make_chunker
 from chatspace.hf_embed.flow import Flow
 from chatspace.hf_embed.metrics import Counters, Reporter
 from chatspace.hf_embed.pipeline import Pipeline, Settings
-from chatspace.hf_embed.reading import Reader, Rows
+from chatspace.hf_embed.reading import Reader
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan

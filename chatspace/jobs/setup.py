@@ -198,9 +198,10 @@ def estimated_bytes(plan: Plan) -> int | None:
 def _further_chunks(plan: Plan) -> int:
     """Returns about how many chunks long rows have beyond one each, 0 where they are not cut."""
     model = plan.spec.get("model", {})
-    if model.get("long_text") != "chunk" or model.get("chunk_tokens") is None:
+    limit = model.get("chunk_tokens") or model.get("max_tokens")
+    if model.get("long_text") != "chunk" or limit is None:
         return 0
-    new_tokens = model["chunk_tokens"] - (model.get("overlap_tokens") or 0)
+    new_tokens = limit - (model.get("overlap_tokens") or 0)
     text_bytes = sum(split.text_bytes for split in plan.splits)
     return int(text_bytes // (BYTES_PER_TOKEN * new_tokens))
 

@@ -1,5 +1,6 @@
 """Mode batch: each shard is a batch of the Batch API, made once, and asked for until it is done.
 
+A shard with more than one batch may have gets them one after another.
 The endpoint works while nobody is here: a task that is stopped, killed or asleep finds its batches
 again by their ids. Memory is bounded by one shard: texts are read again when its batch is done.
 """
@@ -10,7 +11,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 
 from chatspace.errors import InputError, ModelError, UnfitEnvironmentError
 from chatspace.openai_embed.answers import BadAnswerError
+from chatspace.openai_embed.asking import Inputs
 from chatspace.openai_embed.client import Client, is_too_long, request_body
 from chatspace.openai_embed.grouping import group
 from chatspace.openai_embed.journal import Record
@@ -33,6 +35,7 @@ from chatspace.shards.records import ShardSpan
 log = logging.getLogger(__name__)
 
 # Source: https://platform.openai.com/docs/guides/batch#rate-limits
+MAX_INPUTS = 50_000
 MAX_FILE_BYTES = 200 * 10**6
 MAX_ATTEMPTS = 5
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -111,7 +114,7 @@ class BatchRun(SliceRun):
         ledger = read_ledger(self._path(span), plan_sha256)
         try:
             if ledger is None:
-                ledger = new_ledger(plan_sha256, list(group(shard.inputs, self.requests)), attempt)
+                ledger = new_ledger(plan_sha256, self._groups(shard), attempt)
                 write_ledger(self._path(span), ledger)
                 ledger = self._make(shard, ledger, is_new=True)
             elif ledger.batch_id is None:
@@ -150,6 +153,15 @@ class BatchRun(SliceRun):
         write_ledger(self._path(shard.span), ledger)
         log.info("batch id=%s shard=%d", batch.id, shard.span.index)
         return ledger
+
+    def _groups(self, shard: Shard) -> list[Inputs]:
+        """Returns as many requests as one batch takes; the next batch has what is left."""
+        name, dimensions = self.asker.name, self.asker.dimensions
+
+        def n_bytes(inputs: Inputs) -> int:
+            return len(batch_line(MAX_INPUTS, request_body(name, inputs.texts, dimensions)))
+
+        return one_batch(group(shard.inputs, self.requests), n_bytes)
 
     def _content(self, shard: Shard, ledger: Ledger) -> bytes:
         texts = dict(zip(shard.inputs.rows, shard.inputs.texts, strict=True))
@@ -194,7 +206,9 @@ class BatchRun(SliceRun):
         left = shard.journal.answers.left
         # Only now: whoever is killed before finds the batch again and fetches it again.
         self._path(span).unlink(missing_ok=True)
-        if left and not refused:
+        asked = {row for rows in ledger.groups for row in rows}
+        is_incomplete = not asked.isdisjoint(left)
+        if is_incomplete and not refused:
             shard.journal.close()
             self._ask_again(span, ledger, batch)
             return
@@ -203,7 +217,7 @@ class BatchRun(SliceRun):
             self._commit(shard)
         else:
             shard.journal.close()
-            self._again.append((span, ledger.attempt + 1))
+            self._again.append((span, ledger.attempt + int(is_incomplete)))
 
     def _keep(self, shard: Shard, ledger: Ledger, content: bytes) -> list[tuple[int, ...]]:
         """Journals the answers of a file; returns the requests refused for their length."""
@@ -286,6 +300,37 @@ def _is_refused_for_length(body: Any) -> bool:
     return is_too_long(said, code, error.get("param"))
 
 
+def one_batch(
+    groups: Iterable[Inputs],
+    n_bytes: Callable[[Inputs], int],
+    *,
+    max_inputs: int = MAX_INPUTS,
+    max_bytes: int = MAX_FILE_BYTES,
+) -> list[Inputs]:
+    """Returns requests from the first on, as many as a batch may have and at least one.
+
+    Args:
+        groups: inputs of each request.
+        n_bytes: size of a request in the file of a batch.
+        max_inputs: of all requests together.
+        max_bytes: of the file.
+    """
+    taken: list[Inputs] = []
+    for inputs in groups:
+        max_inputs -= len(inputs.rows)
+        max_bytes -= n_bytes(inputs)
+        if taken and (max_inputs < 0 or max_bytes < 0):
+            break
+        taken.append(inputs)
+    return taken
+
+
+def batch_line(number: int, body: dict[str, Any]) -> bytes:
+    """Returns a request as a line of the file of a batch."""
+    line = {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings", "body": body}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
 def batch_file(
     bodies: Sequence[dict[str, Any]], shard: int, max_bytes: int = MAX_FILE_BYTES
 ) -> bytes:
@@ -294,14 +339,10 @@ def batch_file(
     Raises:
         InputError: it is larger than an endpoint takes.
     """
-    lines = []
-    for number, body in enumerate(bodies):
-        line = {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings", "body": body}
-        lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    content = b"".join(lines)
+    content = b"".join(batch_line(number, body) for number, body in enumerate(bodies))
     if len(content) > max_bytes:
         raise InputError(
-            f"Shard too large for a batch: shard {shard} has {len(content):,} bytes of requests; "
-            f"limit {max_bytes:,}. Lower output.rows_per_shard."
+            f"Row too large for a batch: shard {shard} has a request of {len(content):,} bytes; "
+            f"limit {max_bytes:,}. Set requests.mode: direct."
         )
     return content

@@ -118,7 +118,7 @@ class DirectRun(SliceRun):
         """Queues the requests of a shard."""
         self._shards[shard.span.index] = shard
         self.asker.dim = self.asker.dim or shard.journal.answers.dim
-        self.counters.add(rows=shard.span.n_rows - len(shard.inputs.rows))
+        self.counters.add(rows=shard.span.n_rows - shard.rows_left)
         for inputs in group(shard.inputs, self.requests):
             shard.n_open += 1
             self._requests[askers.submit(self._ask, shard, inputs)] = shard
@@ -129,8 +129,7 @@ class DirectRun(SliceRun):
         row_index = shard.rows.row_index.tolist()
         try:
             for record in self.asker.records(inputs, row_index):
-                shard.journal.add(record)
-                self.counters.add(rows=len(record.rows), n_tokens=record.n_tokens)
+                self.counters.add(rows=shard.add(record), n_tokens=record.n_tokens)
         except Halted:
             return
         except BaseException as error:

@@ -1,14 +1,11 @@
 """The dry run: rows, tokens, requests, price and time of what a run has left to do.
 
-Unless it is asked to, it sends nothing to the endpoint; a file that tiktoken misses is fetched. It
-reads the rows of its sample, a few at a time, or all of them; their texts are dropped as soon as
-they are counted.
+Unless it is asked to, it sends nothing to the endpoint; a file that tiktoken misses is fetched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import numpy as np
 from chatspace.openai_embed.asking import Asker
 from chatspace.openai_embed.catalogue import PRICES_OF, usd_per_million
 from chatspace.openai_embed.grouping import estimated_requests
+from chatspace.openai_embed.sample import Sample, count_sample, missing_shards
 from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
 from chatspace.openai_embed.tokens import (
     BYTES_PER_TOKEN,
@@ -27,13 +25,8 @@ from chatspace.openai_embed.tokens import (
     make_counter,
 )
 from chatspace.openai_embed.work import open_session
-from chatspace.plan.model import Plan, SplitPlan
-from chatspace.plan.work import split_reader
-from chatspace.shards.records import ShardSpan
-from chatspace.shards.store import shard_indexes
+from chatspace.plan.model import Plan
 
-BLOCK_ROWS = 50
-ASKED_ROWS = 32
 MINUTE_S = 60
 
 
@@ -45,11 +38,12 @@ class Estimate:
         rows: input rows of all splits.
         rows_done: those whose shards are there.
         rows_counted: rows whose tokens were counted.
-        n_tokens: of all rows that are left, cut to the model's limit.
+        n_tokens: of all rows that are left, as they are sent.
         method: how tokens were counted, in words.
         is_guess: whether nobody counted tokens: they were estimated from bytes.
         spread: relative standard error of `n_tokens` from sampling, 0 where all were counted.
         too_long: about how many rows are above the limit.
+        n_inputs: about how many rows, or chunks of rows, are sent.
         usd: price, None where it is not known.
         minutes: at the account's limits, None where they are not known.
         asked: what one request said, in words; None where none was sent.
@@ -63,6 +57,7 @@ class Estimate:
     is_guess: bool
     spread: float
     too_long: int
+    n_inputs: int
     n_requests: int
     usd: float | None
     minutes: float | None
@@ -74,15 +69,6 @@ class Estimate:
         """What the tokens really are, as multiples of `n_tokens`: at least, at most."""
         least, most = (LEAST_OF_ESTIMATE, MOST_OF_ESTIMATE) if self.is_guess else (1.0, 1.0)
         return least * max(0.0, 1 - 2 * self.spread), most * (1 + 2 * self.spread)
-
-
-@dataclass(slots=True)
-class _Sample:
-    counts: Counts
-    texts: list[str]
-    rows_left: int = 0
-    rows_kept: int = 0
-    rows_seen: int = 0
 
 
 def dry_run(plan: Plan) -> list[str]:
@@ -103,46 +89,41 @@ def _estimate(plan: Plan) -> Estimate:
     model = ModelSection.model_validate(plan.spec["model"])
     counter = make_counter(model, plan.model["name"], Path(plan.workspace), may_fetch=True)
     may_ask = SpendingSection.model_validate(plan.spec["spending"]).ask_endpoint
-    if not may_ask or not any(_missing(plan, split) for split in plan.splits):
-        return estimate_run(plan, counter, max_tokens=model.max_tokens)
+    if not may_ask or not any(missing_shards(plan, split) for split in plan.splits):
+        return estimate_run(plan, counter)
     session = open_session(plan, None)
     try:
-        return estimate_run(plan, counter, max_tokens=model.max_tokens, asker=session.asker)
+        return estimate_run(plan, counter, asker=session.asker)
     finally:
         session.client.close()
 
 
-def estimate_run(
-    plan: Plan, counter: TokenCounter, *, max_tokens: int, asker: Asker | None = None
-) -> Estimate:
+def estimate_run(plan: Plan, counter: TokenCounter, *, asker: Asker | None = None) -> Estimate:
     """Returns what a planned run has left to do.
 
     Args:
         plan: the run.
         counter: counts tokens.
-        max_tokens: longest row.
         asker: sends one request of a few rows, which is charged [nothing is sent].
     """
+    model = ModelSection.model_validate(plan.spec["model"])
     spending = SpendingSection.model_validate(plan.spec["spending"])
     requests = RequestsSection.model_validate(plan.spec["requests"])
-    sample = _count(plan, counter, spending.sample_rows)
-    counts = np.minimum(sample.counts, max_tokens)  # (n_counted,)
-    # Of the rows that were read, some are empty: they are never sent.
-    kept = sample.rows_kept / sample.rows_seen if sample.rows_seen else 0.0
-    n_sent = round(sample.rows_left * kept)
-    is_all = sample.rows_seen == sample.rows_left
-    n_tokens = float(counts.mean()) * n_sent if len(counts) else 0.0
+    sample = count_sample(plan, model, counter, spending.sample_rows)
+    counts = sample.row_tokens  # (n_counted,)
+    n_sent = round(sample.rows_left * sample.rows_per_row)
     rows = sum(split.rows for split in plan.splits)
     estimate = Estimate(
         rows=rows,
         rows_done=rows - sample.rows_left,
         rows_counted=len(counts),
-        n_tokens=round(n_tokens),
+        n_tokens=round(float(counts.mean()) * n_sent) if len(counts) else 0,
         method=counter.method,
         is_guess=not counter.is_exact,
-        spread=0.0 if is_all else _spread(counts),
-        too_long=round(float((sample.counts > max_tokens).mean()) * n_sent) if len(counts) else 0,
-        n_requests=_n_requests(plan, counts, kept, requests),
+        spread=0.0 if sample.is_all else _spread(counts),
+        too_long=round(sample.n_long / len(counts) * n_sent) if len(counts) else 0,
+        n_inputs=round(sample.rows_left * sample.inputs_per_row),
+        n_requests=_n_requests(plan, sample, requests),
         usd=None,
         minutes=None,
         limits={"requests": requests.requests_per_min, "tokens": requests.tokens_per_min},
@@ -172,9 +153,7 @@ def estimate_lines(plan: Plan, estimate: Estimate) -> list[str]:
         *([f"  beware    {_range_words(estimate)}"] if estimate.is_guess else []),
     ]
     if estimate.too_long:
-        what = plan.spec["model"]["on_too_long"]
-        limit = plan.spec["model"]["max_tokens"]
-        lines.append(f"  too long  about {estimate.too_long:,} rows above {limit:,} tokens: {what}")
+        lines.append(f"  too long  {_too_long_words(plan, estimate)}")
     lines += [
         f"  requests  {estimate.n_requests:,}, {mode}",
         f"  price     {_price_words(plan.model['name'], estimate, requests.mode)}",
@@ -183,66 +162,23 @@ def estimate_lines(plan: Plan, estimate: Estimate) -> list[str]:
     return [*lines, *([f"  asked     {estimate.asked}"] if estimate.asked else [])]
 
 
-def _count(plan: Plan, counter: TokenCounter, sample_rows: int) -> _Sample:
-    """Reads and counts rows that are spread over the shards that are left."""
-    missing = {split.name: _missing(plan, split) for split in plan.splits}
-    n_left = sum(span.n_rows for spans in missing.values() for span in spans)
-    found = _Sample(np.empty(0, np.int64), [], rows_left=n_left)
-    n_wanted = n_left if sample_rows == 0 else min(sample_rows, n_left)
-    parts = [found.counts]
-    for split in plan.splits:
-        spans = missing[split.name]
-        share = n_wanted * sum(span.n_rows for span in spans) // n_left if n_left else 0
-        reader = split_reader(plan, split)
-        for span in _blocks(spans, share):
-            rows = reader.read(span)
-            parts.append(counter.count(rows.texts))
-            found.rows_seen += span.n_rows
-            found.rows_kept += len(rows.texts)
-            found.texts += rows.texts[: max(0, ASKED_ROWS - len(found.texts))]
-    found.counts = np.concatenate(parts)  # (n_counted,)
-    return found
-
-
-def _missing(plan: Plan, split: SplitPlan) -> list[ShardSpan]:
-    present = set(shard_indexes(Path(plan.workspace) / split.output_dir))
-    return [span for span in split.spans() if span.index not in present]
-
-
-def _blocks(spans: list[ShardSpan], n_rows: int) -> Iterator[ShardSpan]:
-    """Yields ranges of rows, about `n_rows` together, evenly spread over some shards."""
-    total = sum(span.n_rows for span in spans)
-    n_blocks = max(1, n_rows // BLOCK_ROWS)
-    is_all = n_rows >= total
-    taken, before = 0, 0
-    for span in spans:
-        if is_all:
-            yield span
-            continue
-        # Block k begins at row k * total / n_blocks of those that are left.
-        while taken < n_blocks and (at := taken * total // n_blocks) < before + span.n_rows:
-            start = span.row_start + at - before
-            stop = min(start + min(BLOCK_ROWS, max(1, n_rows)), span.row_stop)
-            yield ShardSpan(index=span.index, row_start=start, row_stop=stop)
-            taken += 1
-        before += span.n_rows
-
-
 def _spread(counts: Counts) -> float:
     if len(counts) < 2:
         return 1.0
     return float(counts.std(ddof=1) / np.sqrt(len(counts)) / max(1e-9, counts.mean()))
 
 
-def _n_requests(plan: Plan, counts: Counts, kept: float, requests: RequestsSection) -> int:
+def _n_requests(plan: Plan, sample: Sample, requests: RequestsSection) -> int:
     return sum(
-        estimated_requests(counts, round(span.n_rows * kept), requests)
+        estimated_requests(
+            sample.input_tokens, round(span.n_rows * sample.inputs_per_row), requests
+        )
         for split in plan.splits
-        for span in _missing(plan, split)
+        for span in missing_shards(plan, split)
     )
 
 
-def _asked(estimate: Estimate, sample: _Sample, asker: Asker, counter: TokenCounter) -> Estimate:
+def _asked(estimate: Estimate, sample: Sample, asker: Asker, counter: TokenCounter) -> Estimate:
     """Returns the estimate with what one request of a few rows says of tokens and limits."""
     ours = int(counter.count(sample.texts).sum())
     start = time.monotonic()
@@ -274,6 +210,14 @@ def _priced(estimate: Estimate, name: str, requests: RequestsSection) -> Estimat
         usd=None if price is None else estimate.n_tokens * price / 1e6,
         minutes=max(times) if times and requests.mode == "direct" else None,
     )
+
+
+def _too_long_words(plan: Plan, estimate: Estimate) -> str:
+    model = ModelSection.model_validate(plan.spec["model"])
+    about = f"about {estimate.too_long:,} rows above {model.limit_tokens:,} tokens"
+    if model.is_chunked:
+        return f"{about}: cut into chunks, {estimate.n_inputs:,} inputs in all"
+    return f"{about}: {model.on_too_long}"
 
 
 def _range_words(estimate: Estimate) -> str:

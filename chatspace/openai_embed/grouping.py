@@ -36,25 +36,34 @@ def open_inputs(
     model: ModelSection,
     counter: TokenCounter,
     row_index: Sequence[int],
+    known: Counts | None = None,
 ) -> Inputs:
     """Returns the rows that still want a vector, cut to the model's limit where that is exact.
 
     With an exact count, rows that are too long are dealt with here, without asking: those that are
     left out go into the journal. Without one, the endpoint says which are too long.
 
+    Args:
+        journal: what was answered already.
+        texts: rows of the shard, or their chunks.
+        model: what the spec says of the model.
+        counter: counts tokens.
+        row_index: number in the split of each text, for messages.
+        known: tokens of each text, (n_texts,) [they are counted].
+
     Raises:
         InputError: a row is too long, and the spec wants an error.
     """
     rows = journal.answers.left
     wanted = [texts[row] for row in rows]
-    counts = counter.count(wanted)
+    counts = counter.count(wanted) if known is None else known[rows]
     cut: set[int] = set()
     if counter.is_exact:
-        long = np.flatnonzero(counts > model.max_tokens).tolist()
+        long = np.flatnonzero(counts > model.limit_tokens).tolist()
         if long and model.on_too_long == "error":
             raise InputError(
                 f"Row too long: row_index={row_index[rows[long[0]]]}; {counts[long[0]]} tokens, "
-                f"limit {model.max_tokens}. Set model.on_too_long: truncate or skip."
+                f"limit {model.limit_tokens}. Set model.on_too_long: truncate or skip."
             )
         if long and model.on_too_long == "skip":
             journal.add(Record(rows=[rows[at] for at in long], vectors=None))
@@ -62,15 +71,17 @@ def open_inputs(
             rows, wanted = [rows[at] for at in kept], [wanted[at] for at in kept]
             counts, long = counts[kept], []
         for at in long:
-            wanted[at] = counter.cut(wanted[at], model.max_tokens)
-            counts[at] = min(model.max_tokens, counts[at])
+            wanted[at] = counter.cut(wanted[at], model.limit_tokens)
+            counts[at] = min(model.limit_tokens, counts[at])
             cut.add(rows[at])
     return Inputs(rows=tuple(rows), texts=tuple(wanted), counts=counts, cut=frozenset(cut))
 
 
-def estimated_requests(counts: Counts, n_rows: int, requests: RequestsSection) -> int:
-    """Returns about how many requests a shard of `n_rows` takes, from the counts of a sample."""
-    if n_rows == 0 or len(counts) == 0:
+def estimated_requests(counts: Counts, n_inputs: int, requests: RequestsSection) -> int:
+    """Returns about how many requests a shard of `n_inputs` takes, from the counts of a sample."""
+    if n_inputs == 0 or len(counts) == 0:
         return 0
-    n_tokens = float(counts.mean()) * n_rows
-    return max(-(-n_rows // requests.max_inputs), int(-(-n_tokens // requests.max_request_tokens)))
+    n_tokens = float(counts.mean()) * n_inputs
+    return max(
+        -(-n_inputs // requests.max_inputs), int(-(-n_tokens // requests.max_request_tokens))
+    )

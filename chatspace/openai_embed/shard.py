@@ -12,15 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from chatspace.chunking.chunker import ChunkedRows, Chunker, Rows
+from chatspace.chunking.cutting import IntArray
+from chatspace.chunking.documents import chunk_table, document_vectors
 from chatspace.data.rows import PreparedRows, SplitReader
 from chatspace.errors import ModelError
 from chatspace.layout import Layout
 from chatspace.openai_embed.answers import FloatArray
 from chatspace.openai_embed.asking import Inputs
+from chatspace.openai_embed.chunking import make_chunker
 from chatspace.openai_embed.grouping import open_inputs
-from chatspace.openai_embed.journal import Journal
+from chatspace.openai_embed.journal import Journal, Record
 from chatspace.openai_embed.spec import ModelSection
-from chatspace.openai_embed.tokens import TokenCounter
+from chatspace.openai_embed.tokens import Counts, TokenCounter
 from chatspace.openai_embed.uploads import delete_files
 from chatspace.plan.work import SliceWork
 from chatspace.shards.records import ShardSpan
@@ -36,18 +40,46 @@ _UNIT = 1e-3  # how far from one the length of a vector may be that its model sc
 
 @dataclass(slots=True, kw_only=True)
 class Shard:
-    """A shard in hand.
+    """A shard in hand; its rows are chunks where long ones are cut into them.
 
     Attributes:
         inputs: rows that had no vector when it was opened.
+        n_tokens: of each chunk, (n_chunks,); None where rows are whole.
         n_open: requests that have not been answered.
     """
 
     span: ShardSpan
-    rows: PreparedRows
+    rows: Rows
     journal: Journal
     inputs: Inputs
+    n_tokens: Counts | None = None
     n_open: int = 0
+    input_row: IntArray = field(init=False)  # of each text, (n_texts,)
+    _n_left: IntArray = field(init=False)  # texts without an answer of each input row
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        rows, n_texts = self.rows, len(self.rows.texts)
+        self.input_row = rows.row if isinstance(rows, ChunkedRows) else np.arange(n_texts)
+        self._n_left = np.bincount(self.input_row[list(self.inputs.rows)], minlength=n_texts)
+
+    @property
+    def rows_left(self) -> int:
+        """Input rows that want a vector, or one for some of their chunks."""
+        return int((self._n_left > 0).sum())
+
+    def add(self, record: Record) -> int:
+        """Journals an answer; returns how many input rows are done with it.
+
+        Raises:
+            OutputError: the disk is full or the folder is gone.
+            ModelError: its vectors are of another length than those that are there.
+        """
+        self.journal.add(record)
+        with self._lock:
+            before = self.rows_left
+            np.subtract.at(self._n_left, self.input_row[list(record.rows)], 1)
+            return before - self.rows_left
 
     def has_length(self, dim: int | None) -> bool:
         """Returns whether the length of its vectors is known, from elsewhere or from its own."""
@@ -70,10 +102,12 @@ class Opener:
     counter: TokenCounter
     delete: Callable[[str], None]
     reader: SplitReader = field(init=False)
+    chunker: Chunker[int] | None = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.reader = self.work.reader()
+        self.chunker = make_chunker(self.model, self.counter)
 
     def open(self, span: ShardSpan, dim: int | None) -> Shard:
         """Returns a shard with what was already answered of it.
@@ -82,15 +116,24 @@ class Opener:
             span: the shard.
             dim: length of its vectors, None where it is not known.
         """
+        rows: Rows
+        n_tokens = None
         with self._lock:
             rows = self.reader.read(span)
+        if self.chunker is not None:
+            split = self.chunker.split(rows)
+            rows, n_tokens = split.rows, np.array(split.kept, np.int64)
         owner = self.work.plan.plan_sha256
         journal = Journal(self.path(span, JOURNAL), owner, rows.texts, dim)
-        row_index = rows.row_index.tolist()
         inputs = open_inputs(
-            journal, rows.texts, model=self.model, counter=self.counter, row_index=row_index
+            journal,
+            rows.texts,
+            model=self.model,
+            counter=self.counter,
+            row_index=rows.row_index.tolist(),
+            known=n_tokens,
         )
-        return Shard(span=span, rows=rows, journal=journal, inputs=inputs)
+        return Shard(span=span, rows=rows, journal=journal, inputs=inputs, n_tokens=n_tokens)
 
     def commit(self, shard: Shard, dim: int | None) -> None:
         """Writes the shard; its journal, and its files at the endpoint, go once it is there.
@@ -106,8 +149,9 @@ class Opener:
         vectors = answers.vectors
         if vectors is None:
             vectors = np.zeros((answers.n_texts, dim or 0), np.float32)
-        table = self._table(_kept_rows(shard.rows, kept), vectors[kept])
-        self.work.commit(shard.span, table, skipped=skipped, truncated=len(answers.cut))
+        table = self._table(shard, _kept_rows(shard.rows, kept), vectors[kept])
+        truncated = len(np.unique(shard.input_row[sorted(answers.cut)]))
+        self.work.commit(shard.span, table, skipped=skipped, truncated=truncated)
         shard.journal.close(remove=True)
         delete_files(self.path(shard.span, FILES), self.delete)
 
@@ -130,12 +174,13 @@ class Opener:
     def _shard_file(self, span: ShardSpan) -> Path:
         return Path(self.work.plan.workspace) / self.work.split.output_dir / span.file_name
 
-    def _table(self, rows: PreparedRows, vectors: FloatArray) -> pa.Table:
+    def _table(self, shard: Shard, rows: Rows, vectors: FloatArray) -> pa.Table:
         plan, split = self.work.plan, self.work.split
         output = OutputSection.model_validate(plan.spec["output"])
-        return embedding_table(
+        vectors = cut(vectors, output)
+        table = embedding_table(
             rows=rows,
-            vectors=finite_floats(cut(vectors, output), output.dtype, rows.row_index),
+            vectors=finite_floats(vectors, output.dtype, rows.row_index),
             source=plan.spec["dataset"]["source"],
             dataset=split.dataset,
             split=split.name,
@@ -145,6 +190,13 @@ class Opener:
             keep_text=output.keep_text,
             dtype=output.dtype,
         )
+        if not isinstance(rows, ChunkedRows):
+            return table
+        documents = None
+        if self.model.document_vector:
+            assert shard.n_tokens is not None
+            documents = document_vectors(vectors, rows.row, shard.n_tokens)
+        return chunk_table(table, rows, documents)
 
 
 def unknown_length(span: ShardSpan) -> ModelError:
@@ -179,7 +231,7 @@ def cut(vectors: FloatArray, output: OutputSection) -> FloatArray:
     return vectors
 
 
-def _kept_rows(rows: PreparedRows, kept: npt.NDArray[np.bool_]) -> PreparedRows:
+def _kept_rows(rows: Rows, kept: npt.NDArray[np.bool_]) -> Rows:
     if kept.all():
         return rows
     mask: Any = pa.array(kept)

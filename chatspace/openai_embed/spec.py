@@ -7,20 +7,18 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from chatspace.spec.base import RunSpec, SlicesSection
+from chatspace.spec.chunks import check_chunks
 from chatspace.spec.section import Section
 from chatspace.spec.slurm import SlurmSection
 
-# Source: https://platform.openai.com/docs/api-reference/embeddings/create (max 2,048 inputs and
-# 300,000 tokens a request) and https://platform.openai.com/docs/guides/batch (50,000 inputs).
+# Source: https://platform.openai.com/docs/api-reference/embeddings/create
 MAX_INPUTS = 2048
 MAX_REQUEST_TOKENS = 300_000
 MAX_INPUT_TOKENS = 8191
-MAX_BATCH_INPUTS = 50_000
 MAX_CONCURRENCY = 256
 
 
-_LONG_TEXT = ("truncate", "error", "skip")
-_CHUNKS = {"chunk_tokens", "overlap_tokens", "document_vector"}
+_LONG_TEXT = ("truncate", "error", "skip", "chunk")
 
 
 class ModelSection(Section):
@@ -42,27 +40,55 @@ class ModelSection(Section):
     endpoint's own limit counts."""
     on_too_long: Literal["truncate", "error", "skip"] = "truncate"
     """What happens to a longer row; it is counted either way."""
-    long_text: Literal["truncate", "error", "skip"] | None = None
-    """Another name of `on_too_long`, as `kind: embed` has it."""
+    long_text: Literal["truncate", "error", "skip", "chunk"] | None = None
+    """Another name of `on_too_long`, as `kind: embed` has it, and `chunk`.
+
+    With `chunk` a longer row becomes several rows of the output, each the vector of a part of its
+    text. Where tokens are estimated, a chunk that the endpoint refuses is cut, and counted.
+    """
+    chunk_tokens: int | None = Field(None, gt=0)
+    """Longest chunk in tokens [max_tokens]."""
+    overlap_tokens: int | None = Field(None, ge=0)
+    """Tokens of a chunk that the next begins with, at most; half a chunk or less [0]."""
+    document_vector: bool | None = None
+    """Store a vector of each whole row beside its first chunk: the chunks' mean [false]."""
     encoding: str | None = Field(None, min_length=1)
     """Encoding of tiktoken that counts the tokens [the model's, where tiktoken knows it]."""
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether long rows are cut into chunks."""
+        return self.long_text == "chunk"
+
+    @property
+    def limit_tokens(self) -> int:
+        """Most tokens in one vector."""
+        return self.chunk_tokens or self.max_tokens
 
     @model_validator(mode="before")
     @classmethod
     def _one_name(cls, values: object) -> object:
-        """Refuses chunks, and gives what happens to long rows the one name that is hashed."""
-        if not isinstance(values, dict):
+        """Gives what happens to long rows the one name that is hashed."""
+        if not isinstance(values, dict) or values.get("long_text") not in _LONG_TEXT:
             return values
-        if values.get("long_text") == "chunk" or _CHUNKS & values.keys():
-            raise ValueError(
-                "rows are not cut into chunks by kind: embed_openai; long_text has truncate, error "
-                "and skip. Use kind: embed, or put chunks of your own into the dataset"
-            )
-        if values.get("long_text") not in _LONG_TEXT:
+        if values["long_text"] == "chunk":
+            if values.get("on_too_long") not in (None, "truncate"):
+                raise ValueError("long_text: chunk leaves no row too long; leave on_too_long out")
             return values
         if values.get("on_too_long") is not None:
             raise ValueError("long_text and on_too_long are one key; keep one")
         return {**values, "on_too_long": values["long_text"], "long_text": None}
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        check_chunks(
+            long_text=self.long_text,
+            max_tokens=self.max_tokens,
+            chunk_tokens=self.chunk_tokens,
+            overlap_tokens=self.overlap_tokens,
+            document_vector=self.document_vector,
+        )
+        return self
 
 
 class RequestsSection(Section):
@@ -157,13 +183,3 @@ class EmbedOpenAISpec(RunSpec):
     spending: SpendingSection = SpendingSection()
     slices: SlicesSection = ApiSlicesSection(count=1)
     slurm: SlurmSection = ApiSlurmSection()
-
-    @model_validator(mode="after")
-    def _check(self) -> EmbedOpenAISpec:
-        rows = self.output.rows_per_shard
-        if self.requests.mode == "batch" and rows > MAX_BATCH_INPUTS:
-            raise ValueError(
-                f"output.rows_per_shard={rows} is above the {MAX_BATCH_INPUTS} inputs that one "
-                "batch may have"
-            )
-        return self

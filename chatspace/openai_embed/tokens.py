@@ -57,6 +57,13 @@ class TokenCounter(Protocol):
         """Returns the longest beginning of a text that has at most `limit` tokens."""
         ...
 
+    def token_starts(self, text: str) -> Counts:
+        """Returns the character at which each token of a text begins, ascending, (n_tokens,).
+
+        Of a token that begins inside a character, that is this character.
+        """
+        ...
+
 
 class TiktokenCounter:
     """Counts as OpenAI's models do; special tokens in a text are taken as plain text."""
@@ -85,6 +92,14 @@ class TiktokenCounter:
             n_kept -= 1
         return ""
 
+    def token_starts(self, text: str) -> Counts:
+        """Returns the character at which each token of a text begins, (n_tokens,)."""
+        tokens = self._encoding.encode_ordinary(text)
+        sizes = [len(token) for token in self._encoding.decode_tokens_bytes(tokens)]
+        first_bytes = np.cumsum([0, *sizes[:-1]])[: len(sizes)]  # (n_tokens,)
+        starts: Counts = _characters(text)[first_bytes]
+        return starts
+
 
 class EstimatedCounter:
     """Guesses from the size of the text in UTF-8; rows are cut only where the endpoint says so."""
@@ -102,6 +117,16 @@ class EstimatedCounter:
     def cut(self, text: str, limit: int) -> str:
         """Returns the beginning of a text of about `limit` tokens."""
         return text.encode()[: limit * BYTES_PER_TOKEN].decode("utf-8", errors="ignore")
+
+    def token_starts(self, text: str) -> Counts:
+        """Returns the character of every fourth byte, (n_tokens,)."""
+        return _characters(text)[::BYTES_PER_TOKEN]
+
+
+def _characters(text: str) -> Counts:
+    """Returns the character that each byte of a text in UTF-8 is of, (n_bytes,)."""
+    raw = np.frombuffer(text.encode(), np.uint8)
+    return np.cumsum((raw & 0xC0) != 0x80) - 1
 
 
 def make_counter(

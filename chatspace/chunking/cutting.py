@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from chatspace.hf_embed.bucketing import IntArray
+IntArray = npt.NDArray[np.int64]
 
 _CLOSING = "[\"'”’»)\\]」』】）》]*"
 _ENDS = (

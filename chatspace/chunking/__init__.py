@@ -1,0 +1,1 @@
+"""Long rows as chunks, for every kind that embeds text."""
