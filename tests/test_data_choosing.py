@@ -233,6 +233,25 @@ def test_where_on_a_damaged_file_blames_the_file(tmp_path: Path) -> None:
         chosen([path], tmp_path, where="text LIKE '%1'")
 
 
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("type_", [pa.string(), pa.dictionary(pa.int8(), pa.string())])
+def test_strata_are_numbered_as_they_first_appear(
+    tmp_path: Path, type_: pa.DataType, use_dictionary: bool
+) -> None:
+    places = [["b", None, "a", "b"], ["c", "a", "d"], [None, "d", "b"]]
+    encoded = pa.DictionaryArray.from_arrays(pa.array([3, None, 1, 3], pa.int8()), list("zaxb"))
+    first = encoded if pa.types.is_dictionary(type_) else pa.array(places[0], type_)
+    path = tmp_path / "s.parquet"
+    schema = pa.schema([("text", pa.string()), ("x", type_)])
+    with pq.ParquetWriter(path, schema, use_dictionary=use_dictionary) as writer:
+        for values in (first, *(pa.array(group).cast(type_) for group in places[1:])):
+            columns = [pa.array(["t"] * len(values)), values]
+            writer.write_table(pa.table(columns, schema=schema))
+    with scratch_files(tmp_path, 1, 0) as (codes,):
+        assert strata(inventory([path], DATASET), "x", codes) == ["b", None, "a", "c", "d"]
+        assert codes.read(STRATUM).tolist() == [0, 1, 2, 0, 3, 2, 4, 1, 4, 0]
+
+
 def test_stratify_by_numbers_puts_what_is_no_number_into_one_stratum(tmp_path: Path) -> None:
     values = [float("nan"), float("nan"), 1.0, None]
     paths = [

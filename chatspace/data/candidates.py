@@ -22,7 +22,7 @@ from chatspace.wording import counted
 
 Ints = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 1 << 20
+BLOCK_ROWS = 1 << 18  # numbers of two blocks fit into a processor's cache
 MAX_STRATA = 1 << 16
 STRATUM = np.uint16
 # A column may be wide, and strata are short: a batch of this many rows holds what a few names take.
@@ -87,7 +87,8 @@ def find_candidates(files: Sequence[InputFile], dataset: DatasetSection) -> Cand
 def strata(files: Sequence[InputFile], column: str, codes: Scratch) -> list[Any]:
     """Writes the stratum of each row of the split, two bytes each; returns what each stands for.
 
-    Only the column is read. Memory is a batch and the values of the strata.
+    Strata are numbered as they first appear. Only the column is read. Memory is a batch and the
+    values of the strata.
 
     Raises:
         InputError: the column is missing, nested, or has too many values.
@@ -95,34 +96,60 @@ def strata(files: Sequence[InputFile], column: str, codes: Scratch) -> list[Any]
     """
     known: dict[Any, int] = {}
     for file in files:
+        coded = _Coded(known)
         for values in _column_batches(file.path, column):
-            encoded, found_values = _encoded(values, column, file.path)
-            wanted = [known.setdefault(value, len(known)) for value in found_values]
+            try:
+                numbers = coded.numbers(values)
+            except (pa.ArrowException, ValueError, OverflowError) as error:
+                why = " ".join(str(error).split())[:120]
+                raise InputError(
+                    f"Not usable for strata: dataset.sample.stratify_by={column!r}; {why}, in "
+                    f"{shown(Path(file.path))}. Name another column."
+                ) from error
             if len(known) > MAX_STRATA:
                 raise InputError(
                     f"Too many strata: dataset.sample.stratify_by={column!r} has more than "
                     f"{MAX_STRATA:,} values in {shown(Path(file.path))}. Name another column."
                 )
-            codes.append(np.array(wanted, STRATUM)[encoded])
+            codes.append(numbers.astype(STRATUM))
     return list(known)
 
 
-def _encoded(values: pa.Array, column: str, path: str) -> tuple[Ints, list[Any]]:
-    """Returns the place of each row's value in a list of values, and the list."""
-    try:
-        encoded = values.dictionary_encode(null_encoding="encode")
-        found = encoded.dictionary.to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"Not usable for strata: dataset.sample.stratify_by={column!r}; {why}, in "
-            f"{shown(Path(path))}. Name another column."
-        ) from error
-    # What is no number equals nothing, itself included; here it is one stratum.
-    return encoded.indices.to_numpy(), [_NAN if value != value else value for value in found]  # noqa: PLR0124
+_NAN = object()  # what is no number equals nothing, itself included; here it is one stratum
 
 
-_NAN = object()
+class _Coded:
+    """Numbers the values of a column, batch by batch.
+
+    Batches of a row group share the dictionary that Parquet stores: each of its entries is looked
+    up once.
+
+    Args:
+        known: number of each value so far; grows.
+    """
+
+    def __init__(self, known: dict[Any, int]) -> None:
+        self._known = known
+        self._entries: pa.Array | None = None
+        self._numbers: Ints = np.empty(0, np.int64)  # of each entry and of null; -1 until it occurs
+
+    def numbers(self, values: pa.Array) -> Ints:
+        """Returns the number of each value, (n_rows,)."""
+        is_encoded = pa.types.is_dictionary(values.type)
+        encoded = values if is_encoded else values.dictionary_encode()
+        entries = encoded.dictionary
+        if self._entries is None or not entries.equals(self._entries):
+            self._entries = entries
+            self._numbers = np.full(len(entries) + 1, -1, np.int64)
+        indices = encoded.indices.fill_null(len(entries)).to_numpy()  # (n_rows,)
+        is_new = self._numbers[indices] < 0
+        new, first = np.unique(indices[is_new], return_index=True)
+        for entry in new[np.argsort(first)].tolist():
+            value = entries[entry].as_py() if entry < len(entries) else None
+            value = _NAN if value != value else value  # noqa: PLR0124
+            self._numbers[entry] = self._known.setdefault(value, len(self._known))
+        numbers: Ints = self._numbers[indices]
+        return numbers
 
 
 def _column_batches(path: str, column: str) -> Iterator[pa.Array]:
@@ -135,15 +162,14 @@ def _column_batches(path: str, column: str) -> Iterator[pa.Array]:
                 f"{shown(Path(path))}, expected text, a number or true and false. "
                 "Name another column."
             )
+    with open_parquet(path, encoded=[column]) as parquet:
         batches = parquet.iter_batches(_BATCH_ROWS, columns=[column])
         while True:
             with reading(path):
                 batch = next(batches, None)
             if batch is None:
                 return
-            values = batch.column(0)
-            is_encoded = pa.types.is_dictionary(type_)
-            yield values.dictionary_decode() if is_encoded else values
+            yield batch.column(0)
 
 
 def _after(candidates: Candidates, n_rows: int) -> Candidates:

@@ -102,8 +102,8 @@ def _drawn_evenly(
         for rows in candidates.blocks():
             if len(rows):
                 first = int(rows[0])
-                of_range = codes.read(STRATUM, first, int(rows[-1]) + 1)
-                yield rows, of_range[rows - first]
+                found = codes.read(STRATUM, first, int(rows[-1]) + 1)
+                yield rows, found if len(found) == len(rows) else found[rows - first]
 
     sizes = np.zeros(n_strata, np.int64)
     for _, found in blocks():

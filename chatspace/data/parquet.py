@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,15 +32,21 @@ def reading(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def open_parquet(path: Path | str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: Path | str, *, encoded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """Opens one Parquet file for streaming: no more than a page per column is read ahead.
+
+    Args:
+        path: the file.
+        encoded: columns, which it has, whose texts come as the dictionary that the file stores.
 
     Raises:
         InputError: the file is missing, truncated, damaged, or no Parquet.
     """
     with reading(path):
         # pre_buffer would hold whole row groups, and all of them; a buffered stream holds 1 MiB.
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        file = pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=list(encoded)
+        )
     with file:
         yield file
 

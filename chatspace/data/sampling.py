@@ -24,7 +24,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _SPACE = 1 << 64
-_BLOCK_ROWS = 1 << 20
+_BLOCK_ROWS = 1 << 18
 # The threshold lies further from where it is expected once in 10^15 draws; then all is looked at.
 _SIGMAS = 8
 
