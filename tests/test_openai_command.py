@@ -176,6 +176,18 @@ def test_flags_instead_of_a_file(
     assert "60  4 numbers each" in said
 
 
+def test_execute_alone_looks_for_the_file_that_counts_tokens(
+    embed_dataset: Command, server: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.dim = 1536
+    code, _, errors = embed_dataset(
+        "s.yaml", "--set", "model.name=text-embedding-3-small", "--execute"
+    )
+    assert code == 0, errors
+    assert "tiktoken's file of cl100k_base: " in caplog.text
+    assert "Tasks will estimate tokens." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -46,6 +46,8 @@ def embed_dataset(context: typer.Context) -> None:
         return
     # Before anything is planned, which may take long.
     KINDS[KIND].readiness()(KINDS[KIND].resolve_model()(asked.spec))
+    # Tasks never fetch what counts their tokens.
+    KINDS[KIND].stage_model()(asked.spec, Path(), lambda *_: None)
     done = set_up_spec(asked.spec, asked.path, list(asked.overrides), None)
     show_summary(done.plan, *run_here(done, asked.workers))
 
