@@ -92,6 +92,7 @@ def test_download_dataset_command_from_s3(s3: Any, tmp_path: Path) -> None:
         (("--name", "b/x", "--source", "s3", "--format", "xml"), "Unknown format: --format xml; "),
         (("--name", "org/x", "--format", "parqet"), "Did you mean parquet?"),
         (("--name", "b/x", "--source", "kaggle"), "Unknown source: --source kaggle; known: hugg"),
+        (("--name", "s3x://b/x"), "Unknown protocol: --name s3x://...; known: hugg"),
         (("--name", "b/x", "--source", "hugginface"), "Did you mean huggingface?"),
         (("--name", "s3://k:pw@b/x"), "path holds a password"),
         (("--name", "s3://k:pw@b/x", "--source", "gs"), "path holds a password"),

@@ -114,7 +114,7 @@ def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
     from chatspace.spec.secrets import holds_secret
 
     source, name = values["source"], values["name"]
-    _refuse_unknown(source, format_)
+    _refuse_unknown(name, source, format_)
     if source in (None, "huggingface") and "://" not in name:
         values = {**values, "source": "huggingface"}
         _refuse_format(format_)
@@ -131,8 +131,8 @@ def _section(values: dict[str, Any], format_: str | None) -> DatasetSection:
         raise spec_error(error, DatasetSection, document) from None
 
 
-def _refuse_unknown(source: str | None, format_: str | None) -> None:
-    """Refuses a source or a format that nobody knows, before anything is said or asked.
+def _refuse_unknown(name: str, source: str | None, format_: str | None) -> None:
+    """Refuses a source, protocol or format that nobody knows, before anything is said or asked.
 
     Raises:
         SpecError: it names the flag.
@@ -145,11 +145,14 @@ def _refuse_unknown(source: str | None, format_: str | None) -> None:
     from chatspace.spec.problems import nearest
 
     sources = ("huggingface", *KNOWN_PROTOCOLS)
-    if source is not None and source not in (*sources, *available_protocols()):
-        raise SpecError(
-            f"Unknown source: --source {source}; known: {', '.join(sources)} and others of fsspec."
-            f"{nearest(source, sources) or ' Name one, or leave it out and give --name a URL.'}"
-        )
+    protocol = name.partition("://")[0] if "://" in name else None
+    asked = {"Unknown source: --source {}": source, "Unknown protocol: --name {}://...": protocol}
+    for words, given in asked.items():
+        if given is not None and given.split("::")[0] not in (*sources, *available_protocols()):
+            raise SpecError(
+                f"{words.format(given)}; known: {', '.join(sources)} and others of fsspec."
+                f"{nearest(given, sources) or ' Name one, or leave it out and give --name a URL.'}"
+            )
     if format_ is not None and format_ not in EXTENSIONS:
         raise SpecError(
             f"Unknown format: --format {format_}; known: {', '.join(EXTENSIONS)}."
