@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,37 @@ def atomic_write_text(path: Path, text: str, *, elsewhere: str = "workspace") ->
     """
     with atomic_path(path, elsewhere=elsewhere) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Writes `text` to `path` as UTF-8, whole, unless something stands there; returns whether.
+
+    Of several that do so at the same time, threads among them, one succeeds, where the file system
+    has hard links.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    temp = temp_path(path.with_name(f"{path.name}.{threading.get_ident()}"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp.write_text(text, encoding="utf-8")
+        _sync(temp)
+        try:
+            os.link(temp, path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here
+            if path.exists():
+                return False
+            temp.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise output_error(error, path) from error
+    finally:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+    return True
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

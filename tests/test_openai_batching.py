@@ -20,6 +20,7 @@ from chatspace.openai_embed.asking import Inputs
 from chatspace.openai_embed.batching import batch_file
 from chatspace.openai_embed.client import request_body
 from chatspace.plan.model import Plan
+from tests.conftest import write_parquet
 from tests.openai_runs import (
     N_ROWS,
     check_vectors,
@@ -248,20 +249,62 @@ def test_direct_run_refuses_a_shard_that_is_in_a_batch(server: FakeOpenAI, tmp_p
     assert server.n_requests == 0
 
 
+@pytest.mark.parametrize("limit", [{"max_inputs": 12}, {"max_bytes": 700}])
 def test_shard_with_more_than_one_batch_takes_gets_several(
-    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
 ) -> None:
-    smaller = partial(batching.one_batch, max_inputs=12)  # of 20 rows, 5 a request
+    smaller = partial(batching.one_batch, **limit)  # of 20 rows, 5 a request
     monkeypatch.setattr(batching, "one_batch", smaller)
     plan = plan_of(tmp_path, server, requests=BATCH)
     run_here(plan)
     check_vectors(plan)
-    inputs = []
-    for content in map(server.files.__getitem__, sorted(server.files)):
-        bodies = [json.loads(line).get("body", {}) for line in content.splitlines()]
-        inputs.append(sum(len(body.get("input", [])) for body in bodies))
-    assert sorted(n for n in inputs if n) == [10] * 6
+    files = [server.files[batch["input_file_id"]] for batch in server.batches.values()]
+    assert len(files) >= 6
+    for lines in (content.splitlines(keepends=True) for content in files):
+        n_inputs = sum(len(json.loads(line)["body"]["input"]) for line in lines)
+        is_within = n_inputs <= 10 if "max_inputs" in limit else sum(map(len, lines)) <= 700
+        assert is_within or len(lines) == 1
     assert set(server.served.values()) == {1} and server.n_requests == 0
+
+
+def test_batches_of_a_shard_that_follow_each_other_are_no_attempts(
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a row that is too long, which is asked for directly; the seventh expires once."""
+    monkeypatch.setattr(batching, "one_batch", partial(batching.one_batch, max_inputs=5))
+    server.limit = 10
+    server.batch_ends.extend(["completed"] * 6 + ["expired"])
+    rows = [" ".join(f"w{k}x{at}" for k in range(15 if at % 5 == 0 else 3)) for at in range(40)]
+    path = write_parquet(tmp_path / "r.parquet", {"text": rows})
+    sections = {"dataset": {"path": str(path)}, "output": {"rows_per_shard": 40}}
+    plan = plan_of(tmp_path, server, requests=BATCH, **sections)
+    run_here(plan)
+    (gathered,) = gather_run(plan, verify=True)
+    assert gathered.content["rows_embedded"] == 40
+    assert gathered.content["rows_truncated"] == 8
+    attempts = [int(batch["metadata"]["shard"].split()[-1]) for batch in server.batches.values()]
+    assert attempts == [1] * 7 + [2, 1]
+
+
+def test_batch_that_was_made_of_other_texts_is_left_alone(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.polls = 10**9
+    plan = plan_of(tmp_path, server, requests=BATCH)
+    task = start_task(plan)
+    wait_for(lambda: len(server.batches) == 3 and len(request_files(plan)) >= 6, task)
+    wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
+    os.kill(task.pid, signal.SIGKILL)
+    task.wait(timeout=10)
+    server.polls = 1
+    ledger = json.loads(ledger_path(plan).read_text())
+    ledger_path(plan).write_text(json.dumps({**ledger, "texts_sha256": "0" * 64}))
+    with pytest.raises(InputError, match=r"Batch of other texts: shard 0; batch_\d was made of"):
+        run_here(plan)
+    assert ledger_path(plan).exists()
+    ledger_path(plan).unlink()
+    run_here(plan)
+    check_vectors(plan)
 
 
 def test_one_batch_ends_before_a_limit_and_is_never_empty() -> None:

@@ -17,12 +17,18 @@ from hypothesis import strategies as st
 
 from chatspace.chunking.chunker import Chunker
 from chatspace.chunking.cutting import Chunk
+from chatspace.errors import InputError, ModelError
 from chatspace.jobs.gather import gather_run, verify_run
+from chatspace.openai_embed import estimate as estimate_module
 from chatspace.openai_embed.chunking import make_chunker
 from chatspace.openai_embed.estimate import dry_run, estimate_run
+from chatspace.openai_embed.grouping import open_inputs
+from chatspace.openai_embed.journal import Journal, Record
+from chatspace.openai_embed.shard import Shard
 from chatspace.openai_embed.spec import ModelSection
 from chatspace.openai_embed.tokens import EstimatedCounter, TiktokenCounter, TokenCounter
 from chatspace.plan.model import Plan
+from chatspace.shards.records import ShardSpan
 from tests.conftest import write_parquet
 from tests.openai_runs import N_ROWS, plan_of, request_files, rows_of, run_here, start_task
 from tests.openai_server import FakeOpenAI, Fault, n_tokens_of, vector_of
@@ -160,12 +166,12 @@ def test_run_killed_among_its_chunks_pays_for_none_twice(
     while len(server.served) < 20 and task.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     os.kill(task.pid, signal.SIGKILL)
-    task.wait(timeout=10)
+    assert task.wait(timeout=10) == -signal.SIGKILL
     server.delay_s, server.polls = 0.0, 1
     run_here(plan)
     check_chunks(plan)
     # What was under way when it died, one request of five, may have been made again.
-    assert sum(n - 1 for n in server.served.values()) <= 5
+    assert sum(n - 1 for n in server.served.values()) <= (5 if mode == "direct" else 0)
 
 
 def test_chunk_that_the_endpoint_refuses_is_cut_and_its_row_counted(
@@ -178,6 +184,33 @@ def test_chunk_that_the_endpoint_refuses_is_cut_and_its_row_counted(
     assert gathered.content["rows_truncated"] == 5
     assert gathered.content["rows_embedded"] == N_ROWS - 1
     assert max(map(n_tokens_of, server.served)) <= 15
+
+
+def test_chunks_of_estimated_tokens_want_a_limit(server: FakeOpenAI, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, server, model={"long_text": "chunk"})
+    for attempt in (lambda: dry_run(plan), lambda: run_here(plan)):
+        with pytest.raises(ModelError, match=r"No limit for chunks: .* Set model\.chunk_tokens"):
+            attempt()
+    assert server.paths == []
+
+
+def test_shard_counts_a_row_when_its_last_chunk_is_there(tmp_path: Path) -> None:
+    rows = chunker_of(COUNTERS["estimate"]()).split(prepared("short", SENTENCES * 4, "x")).rows
+    n_chunks = np.bincount(rows.row).tolist()
+    assert n_chunks[1] > 3
+    journal = Journal(tmp_path / "s.journal", "plan", rows.texts, None)
+    inputs = open_inputs(
+        journal, rows.texts, model=ModelSection(), counter=EstimatedCounter("w"), row_index=[]
+    )
+    span = ShardSpan(index=0, row_start=0, row_stop=3)
+    shard = Shard(span=span, rows=rows, journal=journal, inputs=inputs)
+    assert shard.rows_left == 3
+    last = len(rows.texts) - 1
+    places = [[0, 1], *([at] for at in range(2, last - 1)), [last - 1, last]]
+    done = [shard.add(Record(rows=at, vectors=np.ones((len(at), 2), np.float32))) for at in places]
+    journal.close()
+    assert done == [1, *[0] * (len(places) - 2), 2]
+    assert shard.rows_left == 0
 
 
 def test_run_with_an_answer_that_is_wrong_at_first_keeps_its_chunks_in_order(
@@ -200,6 +233,26 @@ def test_dry_run_counts_chunks_and_what_overlaps(server: FakeOpenAI, tmp_path: P
     assert estimate.n_tokens == int(EstimatedCounter("why").count(sent).sum())
     assert estimate.too_long == 5
     assert f"about 5 rows above 24 tokens: cut into chunks, {len(sent)} inputs in all" in lines
+
+
+def test_dry_run_that_asks_about_inputs_that_are_too_long_is_one_line(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.limit = 4
+    plan = chunked_plan(tmp_path, server, spending={"ask_endpoint": True})
+    with pytest.raises(InputError, match=r"Inputs too long: the endpoint says: .* leave --ask-end"):
+        dry_run(plan)
+
+
+def test_dry_run_of_several_batches_a_shard_says_their_days(
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = chunked_plan(tmp_path, server, requests={"mode": "batch"})
+    assert "up to 24 hours, which" in "\n".join(dry_run(plan))
+    monkeypatch.setattr(estimate_module, "MAX_BATCH_INPUTS", 20)
+    assert "up to 48 hours: 6 batches, a day for each" in "\n".join(dry_run(plan))
+    one = chunked_plan(tmp_path, server, requests={"mode": "batch", "max_batches": 1})
+    assert "up to 144 hours: 6 batches" in "\n".join(dry_run(one))
 
 
 def test_dry_run_leaves_out_what_is_skipped(server: FakeOpenAI, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_dry_run_that_may_ask_sends_one_request(embed_dataset: Command, server: 
     code, said, _ = embed_dataset("s.yaml", "--ask-endpoint")
     assert code == 0
     assert server.n_requests == 1
-    assert "the endpoint's own count of 32 rows" in said
+    assert "the endpoint's own count of 32 inputs" in said
     assert "at 60 requests and 9,000 tokens a minute" in said
     n_tokens = sum(len(text.split()) for text in server.requests[0])
     assert f"{n_tokens} tokens" in said

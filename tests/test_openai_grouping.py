@@ -76,6 +76,15 @@ def test_open_inputs_with_an_exact_count_cuts_long_rows(tmp_path: Path) -> None:
     assert answers.skipped == set()
 
 
+def test_open_inputs_never_send_an_empty_text(tmp_path: Path) -> None:
+    texts = ["\N{GRINNING FACE}x"]
+    journal = Journal(tmp_path / "s.journal", "plan", texts, None)
+    model, counter = ModelSection(max_tokens=2), TiktokenCounter(tiny())
+    inputs = open_inputs(journal, texts, model=model, counter=counter, row_index=[0])
+    journal.close()
+    assert (inputs.texts, inputs.cut) == (("\N{GRINNING FACE}",), {0})
+
+
 def test_open_inputs_with_an_exact_count_leaves_long_rows_out(tmp_path: Path) -> None:
     inputs, answers = opened(tmp_path, "skip")
     assert (inputs.rows, inputs.texts, inputs.cut) == ((0,), ("the",), set())

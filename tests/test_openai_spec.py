@@ -156,6 +156,18 @@ def test_long_text_is_another_name_of_on_too_long(tmp_path: Path, how: str) -> N
     assert other.spec["model"]["on_too_long"] == how
 
 
+def test_keys_of_chunks_that_are_off_are_no_part_of_a_run(tmp_path: Path) -> None:
+    off = {"overlap_tokens": 0, "document_vector": False}
+    plain = plan_run(spec_of(tmp_path, NOWHERE))
+    assert plan_run(spec_of(tmp_path, NOWHERE, model=off)).plan_sha256 == plain.plan_sha256
+    chunks = {"long_text": "chunk", "chunk_tokens": 64}
+    cut = plan_run(spec_of(tmp_path, NOWHERE, model=chunks))
+    same = plan_run(spec_of(tmp_path, NOWHERE, model={**chunks, **off}))
+    other = plan_run(spec_of(tmp_path, NOWHERE, model={**chunks, "document_vector": True}))
+    assert same.plan_sha256 == cut.plan_sha256
+    assert len({plain.plan_sha256, cut.plan_sha256, other.plan_sha256}) == 3
+
+
 def test_slices_that_are_asked_for_are_made(tmp_path: Path) -> None:
     slices = {"rows_per_slice": 20}
     plan = plan_run(spec_of(tmp_path, NOWHERE, slices=slices))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,20 @@ def test_make_counter_fetches_only_where_it_may_and_finds_it_again(with_plugin: 
     damaged.write_bytes(LINES[:50])  # tiktoken alone would remove it and ask the network
     assert count_elsewhere(with_plugin, *known) == COUNTED
     assert damaged.exists()
+
+
+def test_tasks_that_begin_together_count_as_one_of_them(tmp_path: Path) -> None:
+    run = Layout(tmp_path).run("r")
+    counters = [TiktokenCounter(tiny()), EstimatedCounter("why")] * 8
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(as_the_run_began, counter, run) for counter in counters]
+    found = [f.exception() or f.result() for f in futures]
+    noted = json.loads(run.token_count.read_text())["is_exact"]
+    for counter, answer in zip(counters, found, strict=True):
+        if noted and not counter.is_exact:
+            assert isinstance(answer, UnfitEnvironmentError)
+        else:
+            assert answer.is_exact == noted
 
 
 def test_run_that_began_with_an_estimate_goes_on_with_it(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from chatspace.shards.records import ShardSpan
 log = logging.getLogger(__name__)
 
 # Source: https://platform.openai.com/docs/guides/batch#rate-limits
-MAX_INPUTS = 50_000
-MAX_FILE_BYTES = 200 * 10**6
+MAX_BATCH_INPUTS = 50_000
+MAX_BATCH_BYTES = 200 * 10**6
 MAX_ATTEMPTS = 5
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _FULL_QUEUE = "token_limit_exceeded"
@@ -113,10 +113,18 @@ class BatchRun(SliceRun):
         plan_sha256 = self.work.plan.plan_sha256
         ledger = read_ledger(self._path(span), plan_sha256)
         try:
+            texts_sha256 = shard.journal.texts_sha256
             if ledger is None:
-                ledger = new_ledger(plan_sha256, self._groups(shard), attempt)
+                ledger = new_ledger(plan_sha256, texts_sha256, self._groups(shard), attempt)
                 write_ledger(self._path(span), ledger)
                 ledger = self._make(shard, ledger, is_new=True)
+            elif not ledger.is_about(texts_sha256):
+                raise InputError(
+                    f"Batch of other texts: shard {span.index}; {ledger.batch_id or 'it'} was made "
+                    f"of rows that are cut in other places here, by another version of chatspace "
+                    f"or tiktoken. Go on with that one, or remove {self._path(span)}, and its rows "
+                    "are asked, and paid, for again."
+                )
             elif ledger.batch_id is None:
                 ledger = self._make(shard, ledger, is_new=False)
         finally:
@@ -159,7 +167,7 @@ class BatchRun(SliceRun):
         name, dimensions = self.asker.name, self.asker.dimensions
 
         def n_bytes(inputs: Inputs) -> int:
-            return len(batch_line(MAX_INPUTS, request_body(name, inputs.texts, dimensions)))
+            return len(batch_line(MAX_BATCH_INPUTS, request_body(name, inputs.texts, dimensions)))
 
         return one_batch(group(shard.inputs, self.requests), n_bytes)
 
@@ -203,21 +211,18 @@ class BatchRun(SliceRun):
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = self.asker.patiently(partial(self.client.download, str(file_id)))
             refused += self._keep(shard, ledger, content)
-        left = shard.journal.answers.left
         # Only now: whoever is killed before finds the batch again and fetches it again.
         self._path(span).unlink(missing_ok=True)
-        asked = {row for rows in ledger.groups for row in rows}
-        is_incomplete = not asked.isdisjoint(left)
-        if is_incomplete and not refused:
-            shard.journal.close()
-            self._ask_again(span, ledger, batch)
-            return
         self._ask_directly(shard, {row for rows in refused for row in rows})
         if shard.journal.answers.is_whole:
             self._commit(shard)
+            return
+        shard.journal.close()
+        asked = {row for rows in ledger.groups for row in rows}
+        if asked.isdisjoint(shard.journal.answers.left):
+            self._again.append((span, 1))
         else:
-            shard.journal.close()
-            self._again.append((span, ledger.attempt + int(is_incomplete)))
+            self._ask_again(span, ledger, batch)
 
     def _keep(self, shard: Shard, ledger: Ledger, content: bytes) -> list[tuple[int, ...]]:
         """Journals the answers of a file; returns the requests refused for their length."""
@@ -257,9 +262,8 @@ class BatchRun(SliceRun):
     def _ask_directly(self, shard: Shard, rows: set[int]) -> None:
         """Asks for rows among which some are too long, as mode direct does."""
         at = [i for i, row in enumerate(shard.inputs.rows) if row in rows]
-        row_index = shard.rows.row_index.tolist()
         for inputs in group(shard.inputs.chosen(at), self.requests):
-            for record in self.asker.records(inputs, row_index):
+            for record in self.asker.records(inputs, shard.row_index):
                 shard.journal.add(record)
                 self.counters.add(n_tokens=record.n_tokens)
 
@@ -304,8 +308,8 @@ def one_batch(
     groups: Iterable[Inputs],
     n_bytes: Callable[[Inputs], int],
     *,
-    max_inputs: int = MAX_INPUTS,
-    max_bytes: int = MAX_FILE_BYTES,
+    max_inputs: int = MAX_BATCH_INPUTS,
+    max_bytes: int = MAX_BATCH_BYTES,
 ) -> list[Inputs]:
     """Returns requests from the first on, as many as a batch may have and at least one.
 
@@ -332,7 +336,7 @@ def batch_line(number: int, body: dict[str, Any]) -> bytes:
 
 
 def batch_file(
-    bodies: Sequence[dict[str, Any]], shard: int, max_bytes: int = MAX_FILE_BYTES
+    bodies: Sequence[dict[str, Any]], shard: int, max_bytes: int = MAX_BATCH_BYTES
 ) -> bytes:
     """Returns the file of a batch: a request a line, numbered from 0.
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from chatspace.chunking.chunker import Chunker, make_cutter
 from chatspace.chunking.cutting import IntArray
+from chatspace.errors import ModelError
 from chatspace.openai_embed.spec import ModelSection
 from chatspace.openai_embed.tokens import Counts, TokenCounter
 
@@ -45,9 +46,18 @@ class _Limited:
 
 
 def make_chunker(model: ModelSection, counter: TokenCounter) -> Chunker[int] | None:
-    """Returns what cuts the rows of a run, None where they are not cut into chunks."""
+    """Returns what cuts the rows of a run, None where they are not cut into chunks.
+
+    Raises:
+        ModelError: tokens are estimated, and nobody says how many a chunk may have.
+    """
     if not model.is_chunked:
         return None
+    if not counter.is_exact and model.chunk_tokens is None:
+        raise ModelError(
+            f"No limit for chunks: model.long_text=chunk; tokens are {counter.method}. "
+            "Set model.chunk_tokens, well below what the model takes."
+        )
     limit = model.limit_tokens
     return Chunker(
         tokenizer=_Limited(counter, limit),

@@ -126,9 +126,8 @@ class DirectRun(SliceRun):
             self._commit(shard)
 
     def _ask(self, shard: Shard, inputs: Inputs) -> None:
-        row_index = shard.rows.row_index.tolist()
         try:
-            for record in self.asker.records(inputs, row_index):
+            for record in self.asker.records(inputs, shard.row_index):
                 self.counters.add(rows=shard.add(record), n_tokens=record.n_tokens)
         except Halted:
             return

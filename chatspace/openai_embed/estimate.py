@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from chatspace.errors import InputError
 from chatspace.openai_embed.asking import Asker
+from chatspace.openai_embed.batching import MAX_BATCH_BYTES, MAX_BATCH_INPUTS
 from chatspace.openai_embed.catalogue import PRICES_OF, usd_per_million
+from chatspace.openai_embed.client import TooLongError
 from chatspace.openai_embed.grouping import estimated_requests
 from chatspace.openai_embed.sample import Sample, count_sample, missing_shards
 from chatspace.openai_embed.spec import ModelSection, RequestsSection, SpendingSection
@@ -24,10 +27,12 @@ from chatspace.openai_embed.tokens import (
     TokenCounter,
     make_counter,
 )
-from chatspace.openai_embed.work import open_session
+from chatspace.openai_embed.work import open_session, tasks_at_once
 from chatspace.plan.model import Plan
 
 MINUTE_S = 60
+# Source: https://platform.openai.com/docs/guides/batch
+BATCH_HOURS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class Estimate:
         spread: relative standard error of `n_tokens` from sampling, 0 where all were counted.
         too_long: about how many rows are above the limit.
         n_inputs: about how many rows, or chunks of rows, are sent.
+        n_batches: about how many batches they are with the Batch API.
+        n_rounds: how many of these follow each other.
         usd: price, None where it is not known.
         minutes: at the account's limits, None where they are not known.
         asked: what one request said, in words; None where none was sent.
@@ -59,6 +66,8 @@ class Estimate:
     too_long: int
     n_inputs: int
     n_requests: int
+    n_batches: int
+    n_rounds: int
     usd: float | None
     minutes: float | None
     limits: dict[str, float | None]
@@ -113,6 +122,8 @@ def estimate_run(plan: Plan, counter: TokenCounter, *, asker: Asker | None = Non
     counts = sample.row_tokens  # (n_counted,)
     n_sent = round(sample.rows_left * sample.rows_per_row)
     rows = sum(split.rows for split in plan.splits)
+    batches = _batches(plan, sample)
+    at_once = requests.max_batches * tasks_at_once(plan, plan.splits[0])
     estimate = Estimate(
         rows=rows,
         rows_done=rows - sample.rows_left,
@@ -124,6 +135,8 @@ def estimate_run(plan: Plan, counter: TokenCounter, *, asker: Asker | None = Non
         too_long=round(sample.n_long / len(counts) * n_sent) if len(counts) else 0,
         n_inputs=round(sample.rows_left * sample.inputs_per_row),
         n_requests=_n_requests(plan, sample, requests),
+        n_batches=sum(batches),
+        n_rounds=max(-(-sum(batches) // at_once), *batches, 0),
         usd=None,
         minutes=None,
         limits={"requests": requests.requests_per_min, "tokens": requests.tokens_per_min},
@@ -178,17 +191,35 @@ def _n_requests(plan: Plan, sample: Sample, requests: RequestsSection) -> int:
     )
 
 
+def _batches(plan: Plan, sample: Sample) -> list[int]:
+    """Returns about how many batches of the Batch API each shard takes that is left."""
+    found = []
+    for split in plan.splits:
+        for span in missing_shards(plan, split):
+            n_inputs = round(span.n_rows * sample.inputs_per_row)
+            mean = float(sample.input_tokens.mean()) if n_inputs else 0.0
+            by_bytes = -(-n_inputs * mean * BYTES_PER_TOKEN // MAX_BATCH_BYTES)
+            found.append(max(-(-n_inputs // MAX_BATCH_INPUTS), int(by_bytes)))
+    return found
+
+
 def _asked(estimate: Estimate, sample: Sample, asker: Asker, counter: TokenCounter) -> Estimate:
     """Returns the estimate with what one request of a few rows says of tokens and limits."""
     ours = int(counter.count(sample.texts).sum())
     start = time.monotonic()
-    answer = asker.ask(sample.texts, ours)
+    try:
+        answer = asker.ask(sample.texts, ours)
+    except TooLongError as refusal:
+        raise InputError(
+            f"Inputs too long: the endpoint says: {refusal}. Lower model.max_tokens or "
+            "model.chunk_tokens, or leave --ask-endpoint out."
+        ) from None
     took_s = time.monotonic() - start
     said = answer.n_tokens
     limits = {
         name: estimate.limits[name] or found for name, found in asker.limiter.limits().items()
     }
-    words = f"{len(sample.texts)} rows in one request of {took_s:.2f} s: "
+    words = f"{len(sample.texts)} inputs in one request of {took_s:.2f} s: "
     words += f"{said:,} tokens" if said else "the endpoint does not count tokens"
     estimate = replace(estimate, limits=limits, asked=words)
     if not said or counter.is_exact:
@@ -197,7 +228,7 @@ def _asked(estimate: Estimate, sample: Sample, asker: Asker, counter: TokenCount
         estimate,
         n_tokens=round(estimate.n_tokens * said / ours),
         is_guess=False,
-        method=f"the endpoint's own count of {len(sample.texts)} rows, scaled by their bytes",
+        method=f"the endpoint's own count of {len(sample.texts)} inputs, scaled by their bytes",
     )
 
 
@@ -243,9 +274,18 @@ def _price_words(name: str, estimate: Estimate, mode: str) -> str:
     return f"{shown} at ${price:g} for a million tokens, table of {PRICES_OF}"
 
 
+def _batch_time_words(estimate: Estimate) -> str:
+    if estimate.n_rounds <= 1:
+        return f"up to {BATCH_HOURS} hours, which is what the Batch API promises"
+    return (
+        f"up to {BATCH_HOURS * estimate.n_rounds} hours: {estimate.n_batches:,} batches, a day for "
+        "each, a few at a time (requests.max_batches), those of one shard one after another"
+    )
+
+
 def _time_words(estimate: Estimate, requests: RequestsSection) -> str:
     if requests.mode == "batch":
-        return "up to 24 hours, which is what the Batch API promises"
+        return _batch_time_words(estimate)
     if estimate.minutes is None:
         return (
             "not known without your account's limits: give requests.tokens_per_min and "

@@ -71,7 +71,8 @@ def open_inputs(
             rows, wanted = [rows[at] for at in kept], [wanted[at] for at in kept]
             counts, long = counts[kept], []
         for at in long:
-            wanted[at] = counter.cut(wanted[at], model.limit_tokens)
+            # At least a character: nobody takes an empty text.
+            wanted[at] = counter.cut(wanted[at], model.limit_tokens) or wanted[at][:1]
             counts[at] = min(model.limit_tokens, counts[at])
             cut.add(rows[at])
     return Inputs(rows=tuple(rows), texts=tuple(wanted), counts=counts, cut=frozenset(cut))

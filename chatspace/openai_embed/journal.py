@@ -116,8 +116,9 @@ class Journal:
     def __init__(self, path: Path, owner: str, texts: Sequence[str], dim: int | None) -> None:
         self.path = path
         self.answers = ShardAnswers(len(texts))
+        self.texts_sha256 = _digest(texts)
         self._lock = threading.Lock()
-        head = {"plan_sha256": owner, "texts": _digest(texts)}
+        head = {"plan_sha256": owner, "texts": self.texts_sha256}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("ab+")

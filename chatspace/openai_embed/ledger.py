@@ -29,14 +29,16 @@ class Ledger:
     """One batch of one shard.
 
     Attributes:
+        texts_sha256: of the texts of the shard, to whose places rows refer; None in older files.
         groups: rows of each request, positions among the texts of the shard.
         cut: rows whose text was cut.
-        attempt: 1 for the first batch of the shard.
+        attempt: 1 for the first batch of these rows.
         intent_at: Unix time of the intent.
         batch_id: None until the endpoint has said it.
     """
 
     plan_sha256: str
+    texts_sha256: str | None = None
     groups: tuple[tuple[int, ...], ...]
     cut: tuple[int, ...]
     attempt: int
@@ -49,15 +51,20 @@ class Ledger:
         """Unix time, of the endpoint's clock, before which the batch cannot have been made."""
         return self.intent_at - CLOCKS_DIFFER_S
 
+    def is_about(self, texts_sha256: str) -> bool:
+        """Returns whether the batch was made of these texts."""
+        return self.texts_sha256 in (None, texts_sha256)
+
     def made(self, batch_id: str) -> Ledger:
         """Returns the same with the id of its batch."""
         return replace(self, batch_id=batch_id)
 
 
-def new_ledger(plan_sha256: str, groups: list[Inputs], attempt: int) -> Ledger:
+def new_ledger(plan_sha256: str, texts_sha256: str, groups: list[Inputs], attempt: int) -> Ledger:
     """Returns the intent to make a batch of some requests."""
     return Ledger(
         plan_sha256=plan_sha256,
+        texts_sha256=texts_sha256,
         groups=tuple(inputs.rows for inputs in groups),
         cut=tuple(sorted(row for inputs in groups for row in inputs.cut)),
         attempt=attempt,

@@ -146,8 +146,7 @@ class RateLimiter:
                 self._queue.append(place)
                 while self._queue[0] is not place:
                     self._turn.wait(_STEP_S)
-                    if self.halt.is_set():
-                        raise Halted
+                    self.check()
             self._take({"requests": 1.0, "tokens": float(n_tokens)})
         finally:
             with self._turn:
@@ -156,8 +155,7 @@ class RateLimiter:
 
     def _take(self, needs: Mapping[str, float]) -> None:
         while True:
-            if self.halt.is_set():
-                raise Halted
+            self.check()
             with self._lock:
                 now_s = self.clock()
                 for name, need in needs.items():
@@ -172,6 +170,15 @@ class RateLimiter:
                     return
             self.pause(min(max(wait_s, SHORTEST_S), 1.0))
 
+    def check(self) -> None:
+        """Returns unless the task ends.
+
+        Raises:
+            Halted: it does.
+        """
+        if self.halt.is_set():
+            raise Halted
+
     def pause(self, wait_s: float) -> None:
         """Waits in steps of at most a second.
 
@@ -180,8 +187,7 @@ class RateLimiter:
         """
         end_s = self.clock() + wait_s
         while (left_s := end_s - self.clock()) > 0:
-            if self.halt.is_set():
-                raise Halted
+            self.check()
             step_s = min(max(left_s, SHORTEST_S), _STEP_S)
             self.sleep(step_s)
             with self._lock:

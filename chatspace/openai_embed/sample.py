@@ -1,6 +1,6 @@
 """What a dry run counts: the tokens of rows that are spread over what a run has left to do.
 
-A few rows at a time; their texts are dropped as soon as they are counted.
+A few rows at a time, or a shard where all are counted; their texts are dropped after that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from chatspace.shards.records import ShardSpan
 from chatspace.shards.store import shard_indexes
 
 BLOCK_ROWS = 50
-ASKED_ROWS = 32
+ASKED_INPUTS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Counted:
         row_tokens: tokens of each row, all its chunks together, (n_rows,).
         input_tokens: tokens of each input, a row or a chunk, (n_inputs,).
         n_long: rows above the limit.
-        texts: the first inputs, `ASKED_ROWS` at most.
+        texts: the first inputs, `ASKED_INPUTS` at most.
     """
 
     row_tokens: Counts
@@ -84,7 +84,7 @@ def count_sample(
         reader = split_reader(plan, split)
         for span in _blocks(spans, share):
             counted = _counted(reader.read(span), model, counter)
-            texts += counted.texts[: max(0, ASKED_ROWS - len(texts))]
+            texts += counted.texts[: max(0, ASKED_INPUTS - len(texts))]
             parts.append(counted)
             rows_seen += span.n_rows
     none = [np.empty(0, np.int64)]
@@ -111,16 +111,18 @@ def _counted(rows: Rows, model: ModelSection, counter: TokenCounter) -> Counted:
         tokens, row = np.array(split.kept, np.int64), split.rows.row  # (n_chunks,)
         row_tokens = np.bincount(row, tokens, len(rows.texts)).astype(np.int64)
         n_long = int((np.bincount(row) > 1).sum())
-        texts = split.rows.texts[:ASKED_ROWS]
+        texts = split.rows.texts[:ASKED_INPUTS]
         return Counted(row_tokens=row_tokens, input_tokens=tokens, n_long=n_long, texts=texts)
     counts = counter.count(rows.texts)  # (n_rows,)
     is_long = counts > model.max_tokens
-    tokens = np.minimum(counts, model.max_tokens)
-    texts = rows.texts[:ASKED_ROWS]
-    if model.on_too_long == "skip":
-        tokens = np.where(is_long, 0, counts)
+    is_sent = ~is_long if model.on_too_long == "skip" else np.ones_like(is_long)
+    tokens = np.where(is_sent, np.minimum(counts, model.max_tokens), 0)
+    sent = [rows.texts[row] for row in np.flatnonzero(is_sent)[:ASKED_INPUTS]]
     return Counted(
-        row_tokens=tokens, input_tokens=tokens[tokens > 0], n_long=int(is_long.sum()), texts=texts
+        row_tokens=tokens,
+        input_tokens=tokens[is_sent],
+        n_long=int(is_long.sum()),
+        texts=[counter.cut(text, model.max_tokens) for text in sent],
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from chatspace.atomic import atomic_write_text, read_json_object
+from chatspace.atomic import create_text, read_json_object
 from chatspace.errors import ModelError
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
@@ -92,11 +92,10 @@ def keep_served(plan: Plan, found: Served) -> None:
         ModelError: the other task is served another model.
         OutputError: the run's folder cannot be written.
     """
-    earlier = read_served(plan)
-    if earlier is not None:
-        refuse_other(earlier, found, plan.model["name"])
-    if not _note(plan).exists():
-        atomic_write_text(_note(plan), json.dumps(asdict(found)) + "\n")
+    name = plan.model["name"]
+    refuse_other(read_served(plan) or found, found, name)
+    if not create_text(_note(plan), json.dumps(asdict(found)) + "\n"):
+        refuse_other(read_served(plan) or found, found, name)
 
 
 def _plain(name: str) -> str:

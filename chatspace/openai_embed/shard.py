@@ -54,12 +54,14 @@ class Shard:
     inputs: Inputs
     n_tokens: Counts | None = None
     n_open: int = 0
-    input_row: IntArray = field(init=False)  # of each text, (n_texts,)
+    row_index: list[int] = field(init=False)  # number in the split of each text's row
+    input_row: IntArray = field(init=False)  # position among them of each text's, (n_texts,)
     _n_left: IntArray = field(init=False)  # texts without an answer of each input row
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         rows, n_texts = self.rows, len(self.rows.texts)
+        self.row_index = rows.row_index.tolist()
         self.input_row = rows.row if isinstance(rows, ChunkedRows) else np.arange(n_texts)
         self._n_left = np.bincount(self.input_row[list(self.inputs.rows)], minlength=n_texts)
 
@@ -95,12 +97,14 @@ class Opener:
         model: what the spec says of the model.
         counter: counts tokens.
         delete: deletes a file at the endpoint.
+        check: raises where the slice is to end now.
     """
 
     work: SliceWork
     model: ModelSection
     counter: TokenCounter
     delete: Callable[[str], None]
+    check: Callable[[], None]
     reader: SplitReader = field(init=False)
     chunker: Chunker[int] | None = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,7 +125,7 @@ class Opener:
         with self._lock:
             rows = self.reader.read(span)
         if self.chunker is not None:
-            split = self.chunker.split(rows)
+            split = self.chunker.split(rows, check=self.check)
             rows, n_tokens = split.rows, np.array(split.kept, np.int64)
         owner = self.work.plan.plan_sha256
         journal = Journal(self.path(span, JOURNAL), owner, rows.texts, dim)

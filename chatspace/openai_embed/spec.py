@@ -47,7 +47,7 @@ class ModelSection(Section):
     text. Where tokens are estimated, a chunk that the endpoint refuses is cut, and counted.
     """
     chunk_tokens: int | None = Field(None, gt=0)
-    """Longest chunk in tokens [max_tokens]."""
+    """Longest chunk in tokens [max_tokens; must be given where tokens are estimated]."""
     overlap_tokens: int | None = Field(None, ge=0)
     """Tokens of a chunk that the next begins with, at most; half a chunk or less [0]."""
     document_vector: bool | None = None
@@ -69,7 +69,12 @@ class ModelSection(Section):
     @classmethod
     def _one_name(cls, values: object) -> object:
         """Gives what happens to long rows the one name that is hashed."""
-        if not isinstance(values, dict) or values.get("long_text") not in _LONG_TEXT:
+        if not isinstance(values, dict):
+            return values
+        # What is off by itself is not hashed either.
+        is_off = {"overlap_tokens": 0, "document_vector": False}
+        values = {k: v for k, v in values.items() if k not in is_off or v is not is_off[k]}
+        if values.get("long_text") not in _LONG_TEXT:
             return values
         if values["long_text"] == "chunk":
             if values.get("on_too_long") not in (None, "truncate"):
@@ -95,9 +100,9 @@ class RequestsSection(Section):
     """How rows become requests, and how fast they are sent; no part of what is computed."""
 
     mode: Literal["direct", "batch"] = "direct"
-    """`batch` is the Batch API: cheaper, done within a day."""
+    """`batch` is the Batch API: cheaper, a batch done within a day."""
     max_inputs: int = Field(MAX_INPUTS, gt=0)
-    """Rows in one request."""
+    """Rows, or chunks of them, in one request."""
     max_request_tokens: int = Field(MAX_REQUEST_TOKENS, gt=0)
     """Tokens in one request."""
     concurrency: int = Field(8, gt=0)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from chatspace.atomic import atomic_write_text, read_json_object
+from chatspace.atomic import atomic_write_text, create_text, read_json_object
 from chatspace.errors import SpecError, UnfitEnvironmentError
 from chatspace.layout import RunLayout
 from chatspace.openai_embed.catalogue import KNOWN
@@ -190,10 +190,12 @@ def as_the_run_began(counter: TokenCounter, run: RunLayout) -> TokenCounter:
     Raises:
         UnfitEnvironmentError: the run began with an exact count, which is not to be had here.
     """
+    note = json.dumps({"is_exact": counter.is_exact, "method": counter.method}) + "\n"
+    if create_text(run.token_count, note):
+        return counter
     noted = read_json_object(run.token_count)
-    if not isinstance(noted.get("is_exact"), bool):
-        note = {"is_exact": counter.is_exact, "method": counter.method}
-        atomic_write_text(run.token_count, json.dumps(note) + "\n")
+    if not isinstance(noted.get("is_exact"), bool):  # damaged
+        atomic_write_text(run.token_count, note)
         return counter
     if noted["is_exact"] and not counter.is_exact:
         raise UnfitEnvironmentError(

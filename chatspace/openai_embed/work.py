@@ -45,11 +45,12 @@ def run_slice(work: SliceWork) -> SliceOutcome:
     _refuse_probe(work)
     session = open_session(work.plan, work.split)
     counters, requests = Counters(), session.requests
-    opener = Opener(work, session.model, session.asker.counter, session.client.delete)
+    asker = session.asker
+    opener = Opener(work, session.model, asker.counter, session.client.delete, asker.limiter.check)
     try:
         opener.remove_leftovers()
         common: dict[str, Any] = {
-            "work": work, "opener": opener, "asker": session.asker,
+            "work": work, "opener": opener, "asker": asker,
             "requests": requests, "counters": counters,
         }  # fmt: skip
         run: BatchRun | DirectRun
