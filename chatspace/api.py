@@ -124,7 +124,7 @@ def check_submittable(
             SlurmScheduler().check(text)
     if executor == "local":
         if (check_ready := KINDS[plan.kind].readiness()) is not None:
-            check_ready(plan.model)
+            check_ready(plan.model, plan.spec)
     elif doctor:
         refuse_unfit(plan, scripts, tell)
 

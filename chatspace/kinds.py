@@ -25,6 +25,8 @@ class Kind:
         spec_class: name of its pydantic model in `<package>.spec`.
         template: file name of its array script in `templates/`.
         script: stem of the rendered array script, `embed` for `embed.slurm`.
+        is_remote: whether the model is behind an endpoint, which charges for each row; then the
+            spec has `spending.execute`, without which nothing is planned.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Kind:
     spec_class: str
     template: str
     script: str
+    is_remote: bool = False
 
     def spec_model(self) -> Any:
         """Returns the pydantic class of this kind's run spec."""
@@ -53,7 +56,8 @@ class Kind:
         """Returns `embed_queries(plan, texts, prompt_name) -> (vectors, notes)` of this kind.
 
         The vectors are as those of the run, (n_texts, dim), float32; `prompt_name` chooses one of
-        the model's prompts, None the run's own. Imports heavy libraries.
+        the model's prompts, None the run's own. A kind that `is_remote` also takes `base_url`, the
+        address of its endpoint now. Imports heavy libraries.
 
         Raises:
             InputError: this kind embeds no texts of its own accord.
@@ -66,14 +70,24 @@ class Kind:
         return import_module(f"{self.package}.query").embed_queries
 
     def readiness(self) -> Any:
-        """Returns `check_ready(model)` of this kind, None where it needs nothing but its plan.
+        """Returns `check_ready(model, spec)` of this kind, None where its plan is all it needs.
 
         It raises where tasks that are started from here would lack what no plan holds, such as a
-        key; `model` is what the plan says of the model.
+        key; `model` is what the plan says of the model, `spec` the spec in it.
         """
         if find_spec(f"{self.package}.ready") is None:
             return None
         return import_module(f"{self.package}.ready").check_ready
+
+    def outstanding(self) -> Any:
+        """Returns what knows what runs of a kind leave with others, None where they leave nothing.
+
+        A module with `left_batches(plan) -> list`, which looks at the disk alone, and
+        `cancel_batches(plan) -> Iterator`, which asks; their items say in words what they are.
+        """
+        if find_spec(f"{self.package}.outstanding") is None:
+            return None
+        return import_module(f"{self.package}.outstanding")
 
     def dry_run(self) -> Any:
         """Returns `dry_run(plan) -> list[str]`: what a run takes and costs, for charged kinds."""
@@ -98,5 +112,6 @@ KINDS: dict[str, Kind] = {
         spec_class="EmbedOpenAISpec",
         template="embed.slurm.j2",
         script="openai",
+        is_remote=True,
     ),
 }

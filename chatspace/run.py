@@ -27,6 +27,7 @@ from chatspace.watch.waiting import glance, wait_until_complete
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
     from chatspace.measure.report import Report
@@ -211,10 +212,9 @@ class Run:
         Those stored as int8 or as bits are read back as float32; `dataset()` has what is stored.
 
         Raises:
-            IncompleteError: the split was not gathered yet.
+            IncompleteError: the split was not gathered yet, or a shard is damaged.
         """
         import numpy as np
-        import pyarrow.parquet as pq
 
         from chatspace.shards.table import float_vectors
         from chatspace.shards.vectors import Encoding
@@ -228,7 +228,7 @@ class Run:
         start = 0
         for shard in manifest["shards"]:
             path = Path(self.plan.workspace) / shard["path"]
-            table = pq.read_table(path, columns=encoding.columns, partitioning=None)
+            table = _vectors_table(path, encoding.columns)
             vectors[start : start + len(table)] = float_vectors(table)
             start += len(table)
         assert start == len(vectors)
@@ -243,3 +243,23 @@ class Run:
                 f"Which split: split={name!r}; the run has {', '.join(names)}. Name one."
             )
         return self.plan.split(name)
+
+
+def _vectors_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Returns some columns of a shard.
+
+    Raises:
+        IncompleteError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(
+            path, columns=list(columns), partitioning=None, page_checksum_verification=True
+        )
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise IncompleteError(
+            f"Damaged shard: {path}; {reason}. `chatspace verify RUN` says what to do."
+        ) from error

@@ -61,6 +61,23 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpen
         yield fake
 
 
+@pytest.fixture
+def chatspace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: gives the exit code, what it said, and its errors."""
+    from chatspace.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["chatspace", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said, errors = capfd.readouterr()
+        return int(end.value.code or 0), said, errors
+
+    return run
+
+
 def absent(reason: str) -> None:
     """Fails in CI, skips elsewhere."""
     if os.environ.get("CI") == "true":

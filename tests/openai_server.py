@@ -138,15 +138,23 @@ class FakeOpenAI:
     def look_at_batch(self, name: str) -> dict[str, Any]:
         batch = self.batches[name]
         batch["looks"] += 1
-        if batch["status"] == "in_progress" and batch["looks"] >= self.polls:
-            self._end_batch(batch)
+        if batch["status"] == "cancelling":
+            self._end_batch(batch, "cancelled")
+        elif batch["status"] == "in_progress" and batch["looks"] >= self.polls:
+            self._end_batch(batch, self.batch_ends.popleft() if self.batch_ends else "completed")
         return batch
 
-    def _end_batch(self, batch: dict[str, Any]) -> None:
-        status = self.batch_ends.popleft() if self.batch_ends else "completed"
-        batch["status"] = status.split(":")[0]
+    def cancel_batch(self, name: str) -> tuple[int, dict[str, Any]]:
+        batch = self.batches[name]
+        if batch["status"] != "in_progress":
+            said = f"Cannot cancel a batch with status '{batch['status']}'."
+            return 409, {"error": {"message": said}}
+        batch["status"] = "cancelling"
+        return 200, batch
+
+    def _end_batch(self, batch: dict[str, Any], status: str) -> None:
+        batch["status"], _, code = status.partition(":")
         if batch["status"] == "failed":
-            code = status.partition(":")[2]
             batch["errors"] = {"object": "list", "data": [{"code": code, "message": "no"}]}
             return
         lines = self.files[batch["input_file_id"]].splitlines()
@@ -222,6 +230,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._drop()
             else:
                 self._json(200, batch)
+        elif match := re.fullmatch(r"/v1/batches/(.+)/cancel", path):
+            if match[1] in self.fake.batches:
+                self._json(*self.fake.cancel_batch(match[1]))
+            else:
+                self._json(404, {"error": {"message": f"no {match[1]}"}})
         else:
             self._json(404, {"error": {"message": f"no {path}"}})
 

@@ -156,6 +156,9 @@ def test_gather_before_any_task_exits_3_and_says_what_is_missing(
     done = chatspace("gather", str(run_folder(tmp_path)))
     assert done.returncode == ExitCode.INCOMPLETE
     assert "4 of 4 shards missing" in done.stderr
+    assert done.stderr.rstrip().endswith(f"Run just those: chatspace run {run_folder(tmp_path)}")
+    chatspace("setup", "spec.yaml", "--set", "slurm.profile=generic")
+    done = chatspace("gather", str(run_folder(tmp_path)))
     assert f"sbatch --array=0-1 {run_folder(tmp_path)}/embed.slurm" in done.stderr
 
 
@@ -214,6 +217,26 @@ def test_run_failing_slice_says_why_and_where_its_log_is(
     done = chatspace("run", str(run_folder(tmp_path)))
     assert done.returncode == ExitCode.USER_INPUT
     assert "Input changed: " in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "gather", "logs", "report", "cancel"])
+def test_run_spec_where_a_run_is_wanted_is_one_line(
+    chatspace: Command, tmp_path: Path, command: str
+) -> None:
+    chatspace("setup", "spec.yaml")
+    done = chatspace(command, "spec.yaml")
+    assert done.returncode == ExitCode.USER_INPUT
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("chatspace: A run spec, not a run: spec.yaml; ")
+    assert str(run_folder(tmp_path)) in line
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_data_where_a_run_spec_is_wanted_is_one_line(chatspace: Command, command: str) -> None:
+    done = chatspace(command, "data/train.parquet")
+    assert done.returncode == ExitCode.USER_INPUT
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("chatspace: No run spec and no run: data/train.parquet; ")
 
 
 @pytest.mark.parametrize(

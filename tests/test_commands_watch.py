@@ -83,8 +83,8 @@ def test_status_json_is_one_document_with_stable_keys(plan: Plan, chatspace: Com
     content = json.loads(chatspace("status", plan.run_id, "--json").stdout)
     assert list(content) == [
         "run_id", "kind", "model", "folder", "created_at", "state", "is_active", "rows",
-        "rows_done", "splits", "tasks", "jobs", "failures", "failure_groups", "rows_per_s",
-        "tokens_per_s", "eta_s", "n_requeues", "gpus_in_use", "gather", "slurm",
+        "rows_done", "splits", "tasks", "jobs", "failures", "failure_groups", "stages",
+        "rows_per_s", "tokens_per_s", "eta_s", "n_requeues", "gpus_in_use", "gather", "slurm",
     ]  # fmt: skip
     refused = chatspace("status", plan.run_id, "--json", "--watch")
     assert refused.returncode == ExitCode.USER_INPUT

@@ -135,7 +135,7 @@ def test_task_stopped_by_each_signal_exits_75_and_resumes(
 def verify_of_present(plan: Plan) -> bool:
     with pytest.raises(IncompleteError, match="shards missing") as caught:
         verify_run(plan)
-    return "sbatch --array=0" in str(caught.value)
+    return f"chatspace run {plan_path(plan).parent}" in str(caught.value)
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_run_strange_rows_are_embedded_or_counted(make_spec: SpecMaker, tmp_path
 
 @pytest.mark.slow
 def test_gather_deleted_and_damaged_shards_are_named_and_repaired(make_spec: SpecMaker) -> None:
-    plan = set_up(make_spec(slices={"count": 5})).plan
+    plan = set_up(make_spec(slices={"count": 5}, slurm={"profile": "generic"})).plan
     run_all(plan)
     before = digests(plan)
     folder = Path(plan.workspace) / plan.splits[0].output_dir

@@ -90,6 +90,11 @@ def test_search_with_a_model_that_was_exchanged_is_refused(source: VectorSource)
         search_text(source, "x", k=1, embed=embed)
 
 
+def test_search_at_an_address_with_a_model_of_this_machine_is_refused(source: VectorSource) -> None:
+    with pytest.raises(InputError, match=r"No endpoint: --base-url; kind=embed of .* Leave"):
+        search_text(source, "x", k=1, base_url="http://localhost:8000/v1")
+
+
 def test_query_encoder_of_a_kind_without_one_points_to_like() -> None:
     kind = replace(KINDS["embed"], name="other", package="chatspace.demo")
     with pytest.raises(InputError, match=r"No search by text: kind=other; .*--like"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,12 +136,31 @@ def test_open_source_without_any_shard_has_no_rows(tmp_path: Path) -> None:
         open_source(plan, partial=True)
 
 
+def test_tables_of_a_shard_with_a_flipped_bit_are_refused(tmp_path: Path) -> None:
+    plan = vector_run(tmp_path, random_vectors(50))
+    source = open_source(plan)
+    path = source.shards[0].path
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    (column,) = [
+        group.column(index)
+        for index in range(group.num_columns)
+        if group.column(index).path_in_schema.startswith("embedding")
+    ]
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IncompleteError, match=r"Damaged shard: .*shard-00000\.parquet; .*"):
+        list(source.vectors())
+    with pytest.raises(IncompleteError, match=r"Damaged shard: .*shard-00000\.parquet; .*"):
+        Run(plan).vectors()
+
+
 def test_tables_of_a_damaged_shard_name_it_and_what_to_do(plan: Plan, tmp_path: Path) -> None:
     source = open_source(plan, "test")
     damaged = tmp_path / "shard-00000.parquet"
     damaged.write_bytes(source.shards[0].path.read_bytes()[:-100])
     broken = SourceShard(split="test", path=damaged, rows=16)
-    with pytest.raises(IncompleteError, match=r"Damaged shard: .*resubmit RUN --verify"):
+    with pytest.raises(IncompleteError, match=r"Damaged shard: .*chatspace verify RUN"):
         list(VectorSource(plan=plan, shards=(broken,), schema=source.schema).tables())
     short = SourceShard(split="test", path=source.shards[0].path, rows=15)
     with pytest.raises(IncompleteError, match="rows=16, recorded 15"):

@@ -48,6 +48,18 @@ def test_limit_is_refused_with_the_words_of_the_task_and_only_where_it_refuses(
     assert {2, 10**6} <= set(refused) and 128 not in refused
 
 
+def test_limit_of_a_tokenizer_that_pads_is_no_larger(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "tokenizer.json"
+    padding = {"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding": padding}))
+    section = ModelSection(name="m", max_tokens=3, prompt="a")
+    said = said_by(partial(refuse_impossible_limit, section, folder))
+    assert said == said_by(partial(refuse_impossible_limit, section, tiny_model))
+
+
 def test_chunk_tokens_that_are_impossible_are_refused_by_setup_without_torch(
     make_spec: SpecMaker, tiny_model: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +20,13 @@ from chatspace.chunking.chunker import Chunker
 from chatspace.chunking.cutting import Chunk
 from chatspace.errors import InputError, ModelError
 from chatspace.jobs.gather import gather_run, verify_run
+from chatspace.layout import Layout
 from chatspace.openai_embed import estimate as estimate_module
 from chatspace.openai_embed.chunking import make_chunker
 from chatspace.openai_embed.estimate import dry_run, estimate_run
 from chatspace.openai_embed.grouping import open_inputs
 from chatspace.openai_embed.journal import Journal, Record
-from chatspace.openai_embed.shard import Shard
+from chatspace.openai_embed.shard import MOST_TOLD, Shard
 from chatspace.openai_embed.spec import ModelSection
 from chatspace.openai_embed.tokens import EstimatedCounter, TiktokenCounter, TokenCounter
 from chatspace.plan.model import Plan
@@ -174,16 +176,58 @@ def test_run_killed_among_its_chunks_pays_for_none_twice(
     assert sum(n - 1 for n in server.served.values()) <= (5 if mode == "direct" else 0)
 
 
-def test_chunk_that_the_endpoint_refuses_is_cut_and_its_row_counted(
-    server: FakeOpenAI, tmp_path: Path
+@pytest.mark.parametrize("mode", ["direct", "batch"])
+def test_chunk_that_the_endpoint_refuses_is_cut_told_and_stored_as_it_was_sent(
+    server: FakeOpenAI, tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.limit = 15  # words; about twenty are in a chunk of 24 estimated tokens
-    plan = chunked_plan(tmp_path, server)
+    plan = chunked_plan(tmp_path, server, requests={"mode": mode})
     run_here(plan)
     (gathered,) = gather_run(plan, verify=True)
     assert gathered.content["rows_truncated"] == 5
     assert gathered.content["rows_embedded"] == N_ROWS - 1
     assert max(map(n_tokens_of, server.served)) <= 15
+    check_chunks(plan)
+    whole = pq.read_table(tmp_path / "long.parquet")["text"].to_pylist()
+    for row in rows_of(plan):
+        assert row["text"] == whole[row["row_index"]][row["char_start"] : row["char_stop"]]
+    told = [text for text in caplog.messages if text.startswith("chunk cut row_index=")]
+    assert "chunk cut row_index=1 chunk_index=0 chars=" in told[0]
+    assert 5 <= len(told) == len(set(told)) < MOST_TOLD
+
+
+def test_chunks_that_were_cut_before_their_task_was_killed_are_stored_as_they_were_sent(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    server.limit, server.delay_s = 15, 0.02
+    plan = chunked_plan(tmp_path, server, requests={"concurrency": 1})
+    journal = Layout(Path(plan.workspace)).run(plan.run_id).requests("train")
+    journal /= "shard-00000.journal"
+    task = start_task(plan)
+    end = time.monotonic() + 60
+    while task.poll() is None and time.monotonic() < end:
+        if journal.exists() and b"n_chars" in journal.read_bytes():
+            break
+        time.sleep(0.005)
+    os.kill(task.pid, signal.SIGKILL)
+    assert task.wait(timeout=10) == -signal.SIGKILL
+    assert b"n_chars" in journal.read_bytes()
+    server.delay_s = 0.0
+    run_here(plan)
+    check_chunks(plan)
+
+
+def test_chunks_that_are_cut_are_told_a_bounded_number_of_times(
+    server: FakeOpenAI, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [" ".join(["word"] * 18)] * (MOST_TOLD + 5)
+    data = write_parquet(tmp_path / "r.parquet", {"text": rows})
+    server.limit = 15
+    plan = plan_of(tmp_path, server, dataset={"path": str(data)}, model=CHUNKS)
+    run_here(plan)
+    told = [text for text in caplog.messages if text.startswith("chunk cut")]
+    assert len(told) == MOST_TOLD + 1
+    assert told[-1] == "chunk cut: further ones are counted in rows_truncated alone"
 
 
 def test_chunks_of_estimated_tokens_want_a_limit(server: FakeOpenAI, tmp_path: Path) -> None:

@@ -84,6 +84,42 @@ def test_dry_run_says_the_time_at_the_limits_that_are_given(embed_dataset: Comma
     assert "price     not known: tiny is not in the table of" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--set", "requests.requests_per_min=4", "s.yaml"),
+        ("--sample-rows", "20", "s.yaml", "--set", "requests.requests_per_min=4"),
+        ("--set=requests.requests_per_min=4", "s.yaml", "--workers", "1"),
+    ],
+)
+def test_spec_file_may_stand_anywhere(embed_dataset: Command, words: tuple[str, ...]) -> None:
+    code, said, errors = embed_dataset(*words)
+    assert (code, errors) == (0, "")
+    assert "at 4 requests a minute" in said
+
+
+def test_execute_before_the_file_runs_it(embed_dataset: Command, server: FakeOpenAI) -> None:
+    code, said, errors = embed_dataset("--execute", "s.yaml")
+    assert code == 0, errors
+    assert f"{N_ROWS} rows, every one accounted for" in said
+    assert server.n_requests > 0
+
+
+@pytest.mark.parametrize("words", [("--set", "a.b=c"), ("--set", "slurm.profile=x.yaml")])
+def test_set_without_a_file_says_what_is_missing(
+    embed_dataset: Command, words: tuple[str, ...]
+) -> None:
+    code, said, errors = embed_dataset(*words)
+    assert (code, said) == (2, "")
+    assert errors.startswith("chatspace: --set changes a run spec, and none is named: ")
+
+
+def test_file_that_is_the_value_of_a_flag_is_no_spec(embed_dataset: Command) -> None:
+    code, _, errors = embed_dataset("--path", "data.yaml", "--source", "parquet")
+    assert code == 2
+    assert "model.name" in errors
+
+
 def test_dry_run_that_may_ask_sends_one_request(embed_dataset: Command, server: FakeOpenAI) -> None:
     server.headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9000"}
     code, said, _ = embed_dataset("s.yaml", "--ask-endpoint")

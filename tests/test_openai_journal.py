@@ -12,9 +12,9 @@ from chatspace.openai_embed.journal import Journal, Record, ShardAnswers
 TEXTS = [f"text {i}" for i in range(10)]
 
 
-def record(*rows: int, cut: tuple[int, ...] = ()) -> Record:
+def record(*rows: int, cut: tuple[int, ...] = (), n_chars: int | None = None) -> Record:
     vectors = np.array([[row, row + 0.5, 1] for row in rows], np.float32)
-    return Record(rows=rows, vectors=vectors, cut=cut, n_tokens=len(rows))
+    return Record(rows=rows, vectors=vectors, cut=cut, n_tokens=len(rows), n_chars=n_chars)
 
 
 def read(path: Path, texts: list[str] = TEXTS, owner: str = "plan") -> ShardAnswers:
@@ -27,7 +27,7 @@ def filled(path: Path) -> Path:
     journal = Journal(path, "plan", TEXTS, None)
     journal.add(record(3, 1))
     journal.add(Record(rows=(4, 5), vectors=None))
-    journal.add(record(9, cut=(9,)))
+    journal.add(record(9, cut=(9,), n_chars=4))
     journal.close()
     return path
 
@@ -36,9 +36,19 @@ def test_journal_gives_back_what_was_added(tmp_path: Path) -> None:
     answers = read(filled(tmp_path / "s.journal"))
     assert answers.left == [0, 2, 6, 7, 8]
     assert (answers.cut, answers.skipped, answers.n_tokens) == ({9}, {4, 5}, 3)
+    assert answers.n_chars == {9: 4}
     assert answers.vectors is not None
     np.testing.assert_array_equal(answers.vectors[[1, 3, 9], 0], [1, 3, 9])
     assert not answers.is_whole
+
+
+def test_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = filled(tmp_path / "s.journal")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b', "n_chars": 4', b""))
+    assert path.read_bytes() != content
+    answers = read(path)
+    assert (answers.left, answers.cut, answers.n_chars) == ([0, 2, 6, 7, 8], {9}, {})
 
 
 def test_journal_cut_anywhere_keeps_whole_answers_and_goes_on(tmp_path: Path) -> None:

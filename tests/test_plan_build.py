@@ -1,6 +1,9 @@
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +20,7 @@ from chatspace.layout import Layout
 from chatspace.plan.build import build_plan
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan, save_plan
+from chatspace.shards.records import Owner
 from chatspace.spec.cluster import resolve_cluster
 from chatspace.spec.dataset import DatasetSection
 from chatspace.spec.loading import spec_from_mapping
@@ -197,6 +201,25 @@ def test_build_plan_shards_of_another_run_are_refused_by_name(
         assert name in str(caught.value)
     shutil.rmtree(folder)
     plan()
+
+
+def test_build_plan_of_a_touched_file_says_how_to_give_its_time_back(
+    plan: Planner, tmp_path: Path
+) -> None:
+    before = plan()
+    save_plan(before, Layout(Path(before.workspace)).run(before.run_id).plan)
+    owner = Owner(plan_sha256=before.plan_sha256, run_id=before.run_id, split="train")
+    commit(store_at(tmp_path / "ws" / before.splits[0].output_dir, owner), 0)
+    file = Path(before.splits[0].files[0].path)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    with pytest.raises(OutputError, match=r"Only a file's time differs; .* makes it") as caught:
+        plan()
+    (command,) = re.findall(r"touch -d \S+ \S+", str(caught.value))
+    subprocess.run(shlex.split(command), check=True, timeout=10)
+    assert plan().run_id == before.run_id
+    write_parquet(file, {"text": texts(301)})
+    with pytest.raises(OutputError, match=r"Choose another workspace or dataset\.name"):
+        plan()
 
 
 def test_build_plan_manifest_of_another_run_is_refused_by_name(

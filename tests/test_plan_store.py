@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,42 @@ def test_load_plan_damaged_says_what_to_run(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="chatspace setup") as caught:
         load_plan(path)
     assert "\n" not in str(caught.value)
+
+
+def test_load_plan_of_a_run_spec_names_the_runs_of_its_name(tmp_path: Path) -> None:
+    _, path = saved(tmp_path / "ws")
+    (path.parent.parent / "docs-other").mkdir()
+    spec = tmp_path / "u.yaml"
+    spec.write_text(f"name: docs\nworkspace: {tmp_path}/ws\n")
+    with pytest.raises(InputError) as caught:
+        load_plan(spec)
+    assert str(caught.value) == (
+        f"A run spec, not a run: {spec}; its run is {path.parent}. Name the run instead."
+    )
+    second = path.parent.with_name("docs-00000000")
+    shutil.copytree(path.parent, second)
+    os.utime(second / "plan.json", (1, 1))
+    with pytest.raises(InputError, match=rf"; its runs: {second}, {path.parent}\. "):
+        load_plan(spec)
+
+
+@pytest.mark.parametrize("text", ["name: other\n", "name: [", "", "- a\n", "workspace: 7\nname: x"])
+def test_load_plan_of_a_run_spec_without_runs_says_where_to_look(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATSPACE_WORKSPACE", str(tmp_path))
+    (tmp_path / "u.yml").write_text(text)
+    with pytest.raises(InputError, match=r"^A run spec, not a run: .*`chatspace status` lists"):
+        load_plan(tmp_path / "u.yml")
+
+
+@pytest.mark.parametrize(("name", "content"), [("docs.parquet", b"PAR1"), ("a.json", b"{}")])
+def test_load_plan_of_another_file_says_that_it_is_none(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"^No plan: .*{name} is another sort of file\. "):
+        load_plan(tmp_path / name)
 
 
 def test_load_plan_wrong_type_names_the_key(tmp_path: Path) -> None:

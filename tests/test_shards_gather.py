@@ -93,10 +93,12 @@ def test_prove_coverage_overlapping_and_torn_manifests_change_no_record(
 
 
 def test_prove_coverage_two_records_of_one_shard_the_later_counts(tmp_path: Path) -> None:
-    old = commit(store_at(tmp_path / "shards"), 0, value=1.0)
-    (tmp_path / "shards" / "shard-00000.parquet").unlink()
     new = commit(store_at(tmp_path / "shards"), 0)
-    assert old.bytes == new.bytes
+    others = (
+        commit(store_at(tmp_path / str(value)), 0, value=float(value)) for value in range(1, 50)
+    )
+    old = next(other for other in others if other.bytes == new.bytes)
+    assert old.sha256 != new.sha256
     manifest_at(tmp_path / "tasks", 0, 1).record(replace(new, created_at="2026-01-01T00:00:02"))
     manifest_at(tmp_path / "tasks", 0, 2).record(replace(old, created_at="2026-01-01T00:00:01"))
     assert prove(tmp_path).records[0].sha256 == new.sha256

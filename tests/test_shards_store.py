@@ -19,6 +19,7 @@ from chatspace.shards.records import Owner
 from chatspace.shards.store import (
     FOREIGN_HOST_TEMP_AGE_S,
     first_foreign_shard,
+    footer_owner,
     read_shard_footer,
     sha256_of,
     shard_indexes,
@@ -267,7 +268,8 @@ def test_first_foreign_shard_is_found_at_either_end(tmp_path: Path) -> None:
     assert first_foreign_shard(tmp_path, OWNER.plan_sha256) is None
     commit(store_at(tmp_path, STRANGER), 8)
     found = first_foreign_shard(tmp_path, OWNER.plan_sha256)
-    assert found == (tmp_path / "shard-00008.parquet", "run docs-bbbbbbbb split train")
+    assert found is not None and found[0] == tmp_path / "shard-00008.parquet"
+    assert footer_owner(found[1]) == "run docs-bbbbbbbb split train"
 
 
 def test_shard_indexes_only_names_of_shards(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_check_shard_any_flipped_bit_is_found(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         (line,) = problems_of(tmp_path, record)
         assert line.startswith(f"Checksum differs: {path}")
-        assert line.endswith("`chatspace resubmit RUN --verify` does it again.")
+        assert line.endswith(f"recorded {record.sha256[:12]}.")
     path.write_bytes(content)
     assert problems_of(tmp_path, record) == ()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import platform
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from chatspace.jobs.causes import CAUSES
 from chatspace.jobs.repair import Repair, write_repair
@@ -17,6 +19,7 @@ from chatspace.jobs.submissions import Submission, _record, record_submission
 from chatspace.plan.model import Plan
 from chatspace.plan.store import save_plan
 from chatspace.watch.status import RunStatus, run_status, see, status_of
+from chatspace.watch.status_view import render_overview, render_status
 from tests.plans import plan_of, split_plan
 from tests.runs import (
     FakeScheduler,
@@ -27,6 +30,7 @@ from tests.runs import (
     put_shards,
     started,
 )
+from tests.shards import STRANGER, commit, store_at
 
 
 @pytest.fixture
@@ -99,6 +103,20 @@ def test_run_status_states_from_shards_to_manifest(plan: Plan) -> None:
     status = run_status(plan)
     assert status.state == "complete"
     assert status.splits[0].manifest == str(Path(plan.workspace) / plan.splits[0].manifest)
+
+
+def test_run_status_of_a_run_whose_folder_another_run_has_taken_is_not_done(plan: Plan) -> None:
+    for split in plan.splits:
+        put_shards(plan, split, range(split.n_shards))
+    folder = Path(plan.workspace) / plan.splits[0].output_dir
+    (folder / "shard-00000.parquet").unlink()
+    commit(store_at(folder, STRANGER), 0)
+    status = run_status(plan)
+    assert status.state == f"its folder holds shards of run {STRANGER.run_id} split train"
+    assert [split.shards_done for split in status.splits] == [0, 3]
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(render_overview([status]))
+    assert "displaced" in screen.export_text()
 
 
 def test_run_status_tasks_are_those_of_the_plan_whatever_slurm_has_forgotten(plan: Plan) -> None:
@@ -243,6 +261,24 @@ def test_run_status_rate_and_eta_are_of_what_runs(plan: Plan) -> None:
     assert (status.rows_per_s, status.tokens_per_s) == (10.0, 1000.0)
     rows_ahead = plan.splits[0].slices[1].shard_stop * 100 - 100
     assert status.eta_s == pytest.approx(rows_ahead / 10)
+
+
+def test_run_status_says_what_running_tasks_wait_for(plan: Plan) -> None:
+    submit(plan)
+    for index, stage in enumerate(("embedding", "waiting for batches")):
+        attempt = f"12_{index}.r0"
+        steps = [progress(attempt, float(t), t, stage=stage) for t in range(3)]
+        log_events(plan, "train", index, started(attempt), *steps)
+    status = look(plan, j12_0="RUNNING", j12_1="RUNNING")
+    assert status.stages == {"embedding": 1, "waiting for batches": 1}
+    assert "1 embedding, 1 waiting for batches" in shown(status)
+    assert "embedding" not in shown(look(plan, j12_0="RUNNING"))
+
+
+def shown(status: RunStatus) -> str:
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(render_status(status))
+    return screen.export_text()
 
 
 def test_run_status_says_no_rate_that_most_running_tasks_do_not_have(plan: Plan) -> None:

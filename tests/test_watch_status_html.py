@@ -53,6 +53,7 @@ def status_of(**values: Any) -> RunStatus:
         jobs={"RUNNING": 2, "PENDING": 2},
         failures={},
         failure_groups=(),
+        stages={},
         rows_per_s=12.5,
         tokens_per_s=1000.0,
         eta_s=75.0,

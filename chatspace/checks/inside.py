@@ -127,7 +127,7 @@ def kind_is_ready(plan: Plan) -> Iterable[Finding]:
     if check_ready is None:
         return
     try:
-        check_ready(plan.model)
+        check_ready(plan.model, plan.spec)
     except ChatspaceError as error:
         seen, _, step = str(error).partition(". ")
         yield failed("key", seen, step)

@@ -97,6 +97,11 @@ def spec_or_run(
     if Path(text).suffix in (".yaml", ".yml"):
         more = [f"workspace={workspace}"] if workspace else []
         return set_up_file(text, [*overrides, *more], out, check=check)
+    if Path(text).suffix != ".json" and Path(text).is_file():
+        raise SpecError(
+            f"No run spec and no run: {text}; a run spec ends in .yaml. Name one, or a run by its "
+            "id or its folder."
+        )
     if overrides:
         raise SpecError("--set changes a run spec, not a run. Name the YAML file.")
     plan = open_run(text, workspace=workspace).plan

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from chatspace.commands.arguments import (
 )
 from chatspace.commands.output import print_rich, say, say_at_once
 from chatspace.errors import ExitCode, SpecError
+from chatspace.kinds import KINDS
 from chatspace.wording import counted
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def _examine(
         return examine_machine()
     is_spec = Path(named).suffix in SPEC_SUFFIXES
     spec = _loaded(named, overrides, workspace) if is_spec else None
+    spec, spending = _as_if_allowed(named, spec)
     try:
         plan = _planned(named, spec, workspace, note)
         scripts = render_all(plan)
@@ -104,7 +107,7 @@ def _examine(
             raise
         has_slurm = resolve_cluster(spec).scheduler != "none"
         machine = examine_machine(with_workspace=False, with_scheduler=has_slurm)
-        return [failed("plan", str(error), ""), *machine]
+        return [failed("plan", str(error), ""), *spending, *machine]
     if node_timeout_min is not None:
         if not plan.has_scheduler:
             raise SpecError(
@@ -123,6 +126,7 @@ def _examine(
         passed(
             "plan", f"{plan.run_id}: {counted(rows, 'row')}, {counted(len(scripts) - 1, 'array')}"
         ),
+        *spending,
         *found,
     ]
 
@@ -132,6 +136,23 @@ def _loaded(named: str, overrides: list[str], workspace: str | None) -> RunSpec:
 
     more = [f"workspace={workspace}"] if workspace else []
     return load_spec(Path(named), [*overrides, *more])
+
+
+def _as_if_allowed(named: str, spec: Any) -> tuple[Any, list[Finding]]:
+    """Returns a spec that can be planned, and a warning where it does not say that it may spend.
+
+    The plan is looked at and not written, and nothing is sent.
+    """
+    from chatspace.checks.findings import warned
+
+    if spec is None or not KINDS[spec.kind].is_remote or spec.spending.execute:
+        return spec, []
+    step = (
+        f"See the price with `chatspace embed-dataset {shlex.quote(named)}`, then set "
+        "spending.execute: true (--set spending.execute=true)."
+    )
+    said = "spending.execute=false: run, submit and setup will refuse it"
+    return spec.as_if_allowed(), [warned("spending", said, step)]
 
 
 def _planned(

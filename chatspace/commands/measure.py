@@ -83,17 +83,26 @@ def report(
 
 
 def _planned(text: str, overrides: list[str], workspace: str | None) -> Plan:
-    """Returns the plan of a spec, without writing anything of the run, or that of a run."""
+    """Returns the plan of a spec, without writing anything of the run, or that of a run.
+
+    Raises:
+        SpecError: it is of a kind that cannot be probed.
+    """
     from chatspace.api import open_run
     from chatspace.jobs.setup import plan_run
+    from chatspace.measure.probe import refuse_remote
     from chatspace.spec.loading import load_spec
 
     if Path(text).suffix not in (".yaml", ".yml"):
         if overrides:
             raise SpecError("--set changes a run spec, not a run. Name the YAML file.")
-        return open_run(text, workspace=workspace).plan
+        plan = open_run(text, workspace=workspace).plan
+        refuse_remote(plan.kind)
+        return plan
     more = [f"workspace={workspace}"] if workspace else []
-    return plan_run(load_spec(Path(text), [*overrides, *more]), spec_path=Path(text), note=_note)
+    spec = load_spec(Path(text), [*overrides, *more])
+    refuse_remote(spec.kind)
+    return plan_run(spec, spec_path=Path(text), note=_note)
 
 
 def _probe_of_plan(path: Path, minutes: float) -> None:

@@ -45,7 +45,7 @@ def embed_dataset(context: typer.Context) -> None:
         _dry_run(asked, context.args)
         return
     # Before anything is planned, which may take long.
-    KINDS[KIND].readiness()(KINDS[KIND].resolve_model()(asked.spec))
+    KINDS[KIND].readiness()(KINDS[KIND].resolve_model()(asked.spec), asked.spec.science())
     # Tasks never fetch what counts their tokens.
     KINDS[KIND].stage_model()(asked.spec, Path(), lambda *_: None)
     done = set_up_spec(asked.spec, asked.path, list(asked.overrides), None)
@@ -63,11 +63,28 @@ def _asked(words: Sequence[str]) -> _Asked:
     if any(word in ("-h", "--help") for word in words):
         say(_USAGE)
         words = ["--help"]
-    files = [word for word in words if word.endswith((".yaml", ".yml")) and word[0] != "-"]
-    if files and words[0] in files:
+    if _has_file(words):
         return _from_file(words)
+    if any(word.partition("=")[0] == "--set" for word in words):
+        raise SpecError(
+            f"--set changes a run spec, and none is named: `{COMMAND} SPEC.yaml --set KEY=VALUE`. "
+            f"Without a file the keys are flags, see `{COMMAND} --help`."
+        )
     parsed = parse_flags(KIND, COMMAND, words)
     return _Asked(parsed.spec, parsed.workers)
+
+
+def _has_file(words: Sequence[str]) -> bool:
+    """Tells whether a run spec stands among the words, and not as the value of an option."""
+    from chatspace.spec.flags import iter_flags
+
+    flags = iter_flags(KINDS[KIND].spec_model())
+    takes = {name for flag in flags if flag.type != "boolean" for name in flag.names}
+    takes |= {"--set", "--sample-rows", "--workers"}
+    return any(
+        word.endswith((".yaml", ".yml")) and not word.startswith("-") and before not in takes
+        for before, word in zip(["", *words], words, strict=False)
+    )
 
 
 def _from_file(words: Sequence[str]) -> _Asked:
@@ -128,8 +145,6 @@ def _dry_run(asked: _Asked, words: Sequence[str]) -> None:
     from chatspace.jobs.setup import plan_run
 
     # Planned as if it were allowed: the plan is looked at and not written.
-    allowed = asked.spec.spending.model_copy(update={"execute": True})
-    spec = asked.spec.model_copy(update={"spending": allowed})
-    plan = plan_run(spec, spec_path=asked.path, note=say)
+    plan = plan_run(asked.spec.as_if_allowed(), spec_path=asked.path, note=say)
     say("\n".join(KINDS[KIND].dry_run()(plan)))
     say(f"To run it:\n  {COMMAND} {shlex.join(words)} --execute")

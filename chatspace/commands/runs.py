@@ -27,12 +27,13 @@ from chatspace.commands.arguments import (
     set_up_spec,
     spec_or_run,
 )
-from chatspace.commands.output import configure_logging, print_rich, say
+from chatspace.commands.output import configure_logging, print_rich, say, say_at_once
 from chatspace.errors import SpecError
 from chatspace.kinds import KINDS
 from chatspace.wording import counted
 
 if TYPE_CHECKING:
+    from chatspace.jobs.gather import Gathered
     from chatspace.jobs.setup import SetUp
     from chatspace.plan.model import Plan
 
@@ -96,6 +97,9 @@ def run(
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
     workers: WorkersOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every shard first, and redo damaged ones.")
+    ] = False,
 ) -> None:
     """Run everything on this machine, without SLURM."""
     from functools import partial
@@ -104,7 +108,7 @@ def run(
 
     check = partial(check_submittable, executor="local", again=True)
     done = spec_or_run(one_of(spec, config), set_ or [], None, workspace, check=check)
-    show_summary(done.plan, *run_here(done, workers))
+    show_summary(done.plan, *run_here(done, workers, verify=verify))
 
 
 def task(
@@ -195,22 +199,36 @@ def version() -> None:
     say(f"chatspace {__version__}")
 
 
-def run_here(done: SetUp, workers: int | None) -> tuple[Any, float]:
-    """Runs a run that was set up on this machine; returns what gather says, and seconds."""
+def run_here(
+    done: SetUp, workers: int | None, *, verify: bool = False
+) -> tuple[list[Gathered], float]:
+    """Runs a run that was set up on this machine; returns what gather says, and seconds.
+
+    Args:
+        done: the run.
+        workers: slices at the same time [one a GPU; one on a CPU].
+        verify: read every shard, before and after; damaged ones are done again.
+    """
     from chatspace.jobs.gather import gather_run
     from chatspace.jobs.local import rows_done, run_local, slice_labels
     from chatspace.jobs.overview import running_lines
     from chatspace.jobs.progress import LiveProgress
+    from chatspace.mend.damaged import look_at_shards
 
     started, plan = time.monotonic(), done.plan
     say("\n".join(running_lines(done)))
-    present, labels = rows_done(plan), slice_labels(plan)
+    if verify:
+        say_at_once(f"{plan.run_id}: reading every shard")
+    shards = look_at_shards(plan, verify=verify)
+    for line in shards.lines(plan.run_id):
+        say_at_once(line)
+    present, labels = rows_done(plan, shards.whole), slice_labels(plan)
     if all(present[i] == rows for i, (_, rows) in enumerate(labels)):
         say(f"{plan.run_id}: every shard is there already, nothing to embed")
     else:
         with LiveProgress(labels, rows_done=present) as progress:
             run_local(plan, workers=workers, progress=progress)
-    return gather_run(plan), time.monotonic() - started
+    return gather_run(plan, verify=verify), time.monotonic() - started
 
 
 def show_summary(plan: Plan, gathered: Any, elapsed_s: float, pictures: Any = ()) -> None:

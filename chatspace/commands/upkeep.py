@@ -83,16 +83,46 @@ def _resubmitted_lines(done: Resubmitted) -> Iterator[str]:
         yield f"job {job.job_id}: {what if job.split else 'gather, when they end'}{repair}"
 
 
-def cancel(run: RunArgument, workspace: WorkspaceOption = None) -> None:
+def cancel(
+    run: RunArgument,
+    workspace: WorkspaceOption = None,
+    batches: Annotated[
+        bool,
+        typer.Option("--batches", help="Cancel its batches at the endpoint too (embed_openai)."),
+    ] = False,
+) -> None:
     """Cancel all jobs of a run; what is done stays."""
     from chatspace.api import open_run
     from chatspace.jobs.scheduler import SlurmScheduler
     from chatspace.mend.cancel import cancel as cancel_run
+    from chatspace.mend.cancel import cancel_batches, left_batches, refuse_without_batches
 
     plan = open_run(run, workspace=workspace).plan
-    cancelled = cancel_run(plan, SlurmScheduler())
-    if not cancelled:
-        say(f"{plan.run_id}: nothing is queued or running")
-        return
-    say(f"{plan.run_id}: cancelled {', '.join(cancelled)}")
-    say(f"\nNext, when you want the rest:\n  chatspace resubmit {shlex.quote(run)}")
+    if batches:
+        refuse_without_batches(plan)
+    cancelled, left = cancel_run(plan, SlurmScheduler()), left_batches(plan)
+    jobs = f"cancelled {', '.join(cancelled)}" if cancelled else "nothing is queued or running"
+    say(f"{plan.run_id}: {jobs}")
+    where = f" --workspace {shlex.quote(workspace)}" if workspace else ""
+    named = f"{shlex.quote(run)}{where}"
+    again = f"  chatspace {'resubmit' if cancelled or plan.has_scheduler else 'run'} {named}"
+    if batches:
+        say(f"{_batches(len(left))} at the endpoint{':' if left else ''}")
+        for line in cancel_batches(plan):
+            say(f"  {line}")
+        if cancelled:
+            say("tasks that are just ending may have made another: run this again in a minute")
+    elif left:
+        say(f"{_batches(len(left))} left with the endpoint, to go on there and be charged:")
+        say("\n".join(f"  {line}" for line in left))
+    if batches and left:
+        say(f"\nNext, for what they did (it is charged), and the rest:\n{again}")
+    elif left:
+        say(f"\nNext, to fetch what they make:\n{again}")
+        say(f"or, to cancel them there:\n  chatspace cancel {named} --batches")
+    elif cancelled:
+        say(f"\nNext, when you want the rest:\n{again}")
+
+
+def _batches(n: int) -> str:
+    return "1 batch" if n == 1 else f"{n:,} batches"

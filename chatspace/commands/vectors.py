@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +70,15 @@ PromptNameOption = Annotated[
     ),
 ]
 
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help="Where the endpoint of an embed_openai run is now [its spec, $OPENAI_BASE_URL].",
+    ),
+]
+
 # Of duplicates
 ThresholdOption = Annotated[
     float, typer.Option("--threshold", help="Least cosine of two rows that are alike.")
@@ -124,6 +134,7 @@ def search(
     k: CountOption = 5,
     like: LikeOption = None,
     prompt_name: PromptNameOption = None,
+    base_url: BaseUrlOption = None,
     split: SplitOption = None,
     as_json: JsonOption = False,
     partial: PartialOption = False,
@@ -135,12 +146,14 @@ def search(
     """
     from chatspace.export.search import check_k, search_like, search_text
 
-    _check_question(text, like, prompt_name)
+    _check_question(text, like, {"--prompt-name": prompt_name, "--base-url": base_url})
     check_k(k)
     source = _source(run, workspace, split, partial)
     notes: list[str] = []
     if like is None:
-        hits, notes = search_text(source, text or "", k=k, prompt_name=prompt_name)
+        hits, notes = search_text(
+            source, text or "", k=k, prompt_name=prompt_name, base_url=base_url
+        )
     else:
         hits = search_like(source, like, k=k)
     if as_json:
@@ -202,18 +215,24 @@ def _source(run: str, workspace: str | None, split: str | None, partial: bool) -
     return source
 
 
-def _check_question(text: str | None, like: str | None, prompt_name: str | None) -> None:
+def _check_question(text: str | None, like: str | None, of_text: Mapping[str, str | None]) -> None:
     """Refuses a search for nothing, or for two things.
 
+    Args:
+        text: what is searched for.
+        like: or the id of a row.
+        of_text: options that make sense with a text alone.
+
     Raises:
-        SpecError: not one of text and id is given, or a prompt without a text.
+        SpecError: not one of text and id is given, or an option of a text without one.
     """
     if text is not None and like is not None:
         raise SpecError(f"Search for what? TEXT and --like {like} are both given; keep one.")
     if text is None and like is None:
         raise SpecError("Search for what? Give a text, or the id of a row with --like.")
-    if like is not None and prompt_name is not None:
-        raise SpecError("--prompt-name is for a text; a row's vector is there already. Remove it.")
+    for name in (name for name, value in of_text.items() if value is not None):
+        if like is not None:
+            raise SpecError(f"{name} is for a text; a row's vector is there already. Remove it.")
 
 
 def _say_json(content: dict[str, Any]) -> None:

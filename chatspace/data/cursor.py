@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chatspace.data.inputs import InputFile
+from chatspace.data.inputs import InputFile, file_time
 from chatspace.data.parquet import check_column, open_parquet, reading
 from chatspace.data.selection import Selection
 from chatspace.data.texts import needed_leaves
@@ -211,9 +210,9 @@ def _check_unchanged(file: InputFile, dataset: DatasetSection) -> None:
         stat = Path(file.path).stat()
     if (stat.st_size, stat.st_mtime_ns) == (file.bytes, file.mtime_ns):
         return
-    planned = _moment(file.mtime_ns)
+    planned = file_time(file.mtime_ns)
     if stat.st_size == file.bytes:
-        what = f"changed on {_moment(stat.st_mtime_ns)}, planned as of {planned}, the same size"
+        what = f"changed on {file_time(stat.st_mtime_ns)}, planned as of {planned}, the same size"
     else:
         what = f"{stat.st_size:,} bytes, planned with {file.bytes:,} as of {planned}"
     if dataset.source == "parquet" and not dataset.is_remote:
@@ -225,9 +224,3 @@ def _check_unchanged(file: InputFile, dataset: DatasetSection) -> None:
     else:
         advice = "Run setup again; it gives this run again where the data's source is unchanged"
     raise InputError(f"Input changed: {shown(Path(file.path))}; {what}. {advice}.")
-
-
-def _moment(ns: int) -> str:
-    """Returns a file's time to the nanosecond, as `touch -d` takes it."""
-    seconds, rest = divmod(ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"

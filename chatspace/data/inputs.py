@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +24,9 @@ class InputFile:
     row_groups: tuple[int, ...]
     text_bytes: tuple[int, ...]
     text_steps: tuple[tuple[int, ...], ...] = ()
+
+
+def file_time(ns: int) -> str:
+    """Returns a file's time to the nanosecond, as `touch -d` takes it."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"

@@ -7,7 +7,7 @@ quantised, which keeps more of the order than comparing bits with bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from chatspace.plan.model import Plan
 MOST_HITS = 10_000
 _SHOWN = ("id", "split", "row_index", "chunk_index", "text")
 
-EmbedQueries = Callable[[Plan, Sequence[str], str | None], tuple[FloatArray, list[str]]]
+EmbedQueries = Callable[..., tuple[FloatArray, list[str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,7 @@ def search_text(
     *,
     k: int,
     prompt_name: str | None = None,
+    base_url: str | None = None,
     embed: EmbedQueries | None = None,
 ) -> tuple[list[Hit], list[str]]:
     """Returns the `k` rows nearest to a text, the nearest first, and notes.
@@ -86,10 +87,11 @@ def search_text(
         text: embedded with the run's own model and settings.
         k: how many; fewer where there are fewer rows.
         prompt_name: the model's prompt for the text [what the run put before its rows].
+        base_url: where the endpoint of the model is now [where spec and environment say].
         embed: gives the vector [the run's kind].
 
     Raises:
-        InputError: `k` is out of range, or the text is empty.
+        InputError: `k` is out of range, the text is empty, or there is an address and no endpoint.
         ModelError: the model is not usable here, or is another one by now.
     """
     check_k(k)
@@ -97,13 +99,29 @@ def search_text(
         raise InputError(f"Nothing to search for: text={text!r}. Write some words.")
     refuse_one_number(source)
     embed = embed or KINDS[source.plan.kind].query_encoder()
-    vectors, notes = embed(source.plan, [text], prompt_name)
+    vectors, notes = embed(source.plan, [text], prompt_name, **_address(source.plan, base_url))
     if vectors.shape[1] != source.encoding.dim:
         raise ModelError(
             f"Another model: it gives {vectors.shape[1]} numbers, the run has "
             f"{source.encoding.dim}. Put the run's own model back at {source.plan.model['name']}."
         )
     return nearest_rows(source, unit_rows(vectors)[0], k=k), notes
+
+
+def _address(plan: Plan, base_url: str | None) -> dict[str, str]:
+    """Returns the argument that says where an endpoint is now, none where nobody says it.
+
+    Raises:
+        InputError: the model is behind no endpoint.
+    """
+    if base_url is None:
+        return {}
+    if not KINDS[plan.kind].is_remote:
+        raise InputError(
+            f"No endpoint: --base-url; kind={plan.kind} of {plan.run_id} has its model on this "
+            "machine. Leave --base-url out."
+        )
+    return {"base_url": base_url}
 
 
 def search_like(source: VectorSource, row_id: str, *, k: int) -> list[Hit]:

@@ -20,11 +20,13 @@ from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import complaint, read_manifest, split_coverage
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.shards.records import ShardRecord
+from chatspace.shards.store import refuse_forbidden
 from chatspace.shards.table import float_vectors
 from chatspace.shards.vectors import SCALE_COLUMN, VECTOR_COLUMN, Encoding, encoding_of
 
 BLOCK_BYTES = 32 * 2**20
 MOST_BLOCK_ROWS = 65_536
+_ADVICE = "`chatspace verify RUN` says how it is done again."
 KEY_COLUMNS = ("id", "split", "row_index", "chunk_index")
 
 Positions = npt.NDArray[np.int64]
@@ -53,16 +55,15 @@ def read_shard(
     """
     n_read = 0
     try:
-        with pq.ParquetFile(shard.path) as file:
+        with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_rows, columns=list(columns)):
                 n_read += batch.num_rows
                 yield batch
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damaged(shard.path, error) from error
     if n_read != shard.rows:
         raise IncompleteError(
-            f"Damaged shard: {shard.path}; rows={n_read}, recorded {shard.rows}. `chatspace "
-            "resubmit RUN --verify` does it again."
+            f"Damaged shard: {shard.path}; rows={n_read}, recorded {shard.rows}. {_ADVICE}"
         )
 
 
@@ -75,7 +76,7 @@ def row_bytes(shard: SourceShard, columns: Sequence[str]) -> int:
     try:
         footer = pq.read_metadata(shard.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(shard, error) from error
+        raise _damaged(shard.path, error) from error
     n_bytes = 0
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for chunk in map(group.column, range(footer.num_columns)):
@@ -286,16 +287,28 @@ def open_source(plan: Plan, split: str | None = None, *, partial: bool = False) 
 
 
 def shard_schema(path: Path) -> pa.Schema:
-    """Returns the columns of a shard, with their own metadata and without that of the file."""
-    schema = pq.read_schema(path)
+    """Returns the columns of a shard, with their own metadata and without that of the file.
+
+    Raises:
+        IncompleteError: the file cannot be read.
+        OutputError: it may not be read.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from error
     return pa.schema([_own_metadata(field) for field in schema])
 
 
-def _damaged(shard: SourceShard, error: Exception) -> IncompleteError:
+def _damaged(path: Path, error: Exception) -> IncompleteError:
+    """Returns what to raise of a file that cannot be read.
+
+    Raises:
+        OutputError: it may not be read, and so may well be whole.
+    """
+    refuse_forbidden(path)
     reason = " ".join(str(error).split()).rstrip(".")
-    return IncompleteError(
-        f"Damaged shard: {shard.path}; {reason}. `chatspace resubmit RUN --verify` does it again."
-    )
+    return IncompleteError(f"Damaged shard: {path}; {reason}. {_ADVICE}")
 
 
 def _own_metadata(field: pa.Field) -> pa.Field:

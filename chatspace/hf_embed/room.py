@@ -95,6 +95,8 @@ def _tokens_around(path: Path, prompt: str) -> int | None:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         special: int = tokenizer.num_special_tokens_to_add(False)
         return special + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
     except Exception:  # the library raises nothing narrower; the task tells what is damaged

@@ -154,19 +154,32 @@ def split_coverage(plan: Plan, split: SplitPlan, *, verify: bool) -> Coverage:
 def complaint(plan: Plan, split: SplitPlan, coverage: Coverage) -> str:
     """Returns one line: what is missing or wrong, and what to run."""
     place = f"{plan.run_id} split {split.name}"
+    folder = shlex.quote(str(Layout(Path(plan.workspace)).run(plan.run_id).folder))
     if coverage.problems:
         more = f" (and {len(coverage.problems) - 1} more)" if len(coverage.problems) > 1 else ""
-        return f"Not complete: {place}: {coverage.problems[0]}{more}"
+        advice = _redoing(plan, coverage, folder) if coverage.damaged else ""
+        return f"Not complete: {place}: {coverage.problems[0]}{more}{advice}"
     shards = ranges_text(span.index for span in coverage.missing)
     slices = missing_slices(split, coverage.missing)
-    folder = shlex.quote(str(Layout(Path(plan.workspace)).run(plan.run_id).folder))
     rows = counted(sum(span.n_rows for span in coverage.missing), "row")
     n_shards = counted(split.n_shards, "shard")
+    how = f"chatspace run {folder}"
+    if plan.has_scheduler:
+        by_hand = missing_command(plan, split, slices)
+        how = f"chatspace resubmit {folder} (by hand: {by_hand}; here: {how})"
     return (
         f"Not complete: {place}: {len(coverage.missing)} of {n_shards} missing "
-        f"({rows}; shards {_shortened(shards)}). Run just those: chatspace resubmit "
-        f"{folder} (by hand: {missing_command(plan, split, slices)}; here: chatspace run {folder})"
+        f"({rows}; shards {_shortened(shards)}). Run just those: {how}"
     )
+
+
+def _redoing(plan: Plan, coverage: Coverage, folder: str) -> str:
+    """Returns how damaged shards are done again: where the run was done until now."""
+    here = f"chatspace run {folder} --verify"
+    was_here = coverage.attempts and not any(a.get("slurm") for a in coverage.attempts)
+    if was_here or not plan.has_scheduler:
+        return f" Do what is damaged again: {here}"
+    return f" Do what is damaged again: chatspace resubmit {folder} --verify (here: {here})"
 
 
 def _shortened(text: str) -> str:

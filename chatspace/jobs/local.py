@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -20,7 +21,7 @@ from chatspace.jobs.events import EventLog, read_events
 from chatspace.jobs.progress import LiveProgress
 from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, Slice, SplitPlan
-from chatspace.shards.store import shard_indexes
+from chatspace.shards.store import utc_now
 
 POLL_S = 0.2
 # A worker gets this long after Ctrl-C to finish or drop its shard before it is killed.
@@ -39,6 +40,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     log_path: Path
+    log_start: int  # what stands before it is of earlier executions
     gpu: str | None
 
 
@@ -47,6 +49,7 @@ class _Failure(NamedTuple):
     label: str
     code: int
     log_path: Path
+    log_start: int
 
 
 def run_local(
@@ -55,7 +58,8 @@ def run_local(
     """Runs every slice of a plan on this machine and returns when all are done.
 
     Each slice is a process of its own, exactly what an array task would run, with its output in
-    `runs/{run_id}/logs/`. The container of the spec is not used here.
+    `runs/{run_id}/logs/`, below that of its earlier executions. The container of the spec is not
+    used here.
 
     Args:
         plan: the run, already written to disk.
@@ -105,17 +109,17 @@ def slice_labels(plan: Plan) -> list[tuple[str, int]]:
     ]
 
 
-def rows_done(plan: Plan) -> dict[int, int]:
-    """Returns the rows of each slice whose shard files are there, by position in `slices_of`."""
-    present = {
-        split.name: set(shard_indexes(Path(plan.workspace) / split.output_dir))
-        for split in plan.splits
+def rows_done(plan: Plan, whole: Mapping[str, Collection[int]]) -> dict[int, int]:
+    """Returns the rows of each slice in whole shards, by position in `slices_of`.
+
+    Args:
+        plan: the run.
+        whole: indexes of the whole shards of each split.
+    """
+    return {
+        position: sum(s.n_rows for s in split.spans(slice_) if s.index in whole[split.name])
+        for position, (split, slice_) in enumerate(slices_of(plan))
     }
-    done = {}
-    for position, (split, slice_) in enumerate(slices_of(plan)):
-        spans = split.spans(slice_)
-        done[position] = sum(s.n_rows for s in spans if s.index in present[split.name])
-    return done
 
 
 def task_command(
@@ -157,7 +161,7 @@ class _Pool:
             self._layout.folder / "logs" / f"{path_component(split.name)}-{slice_.index:05d}.log"
         )
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        log = log_path.open("wb")
+        log, log_start = _begin_log(log_path, f"{split.name} slice {slice_.index}")
         env = {**os.environ, "CHATSPACE_THREADS": str(self.threads_each)}
         env.update(self.plan.cluster["env"])
         gpu = self._free_gpu()
@@ -179,6 +183,7 @@ class _Pool:
                 process=process,
                 log=log,
                 log_path=log_path,
+                log_start=log_start,
                 gpu=gpu,
             )
         )
@@ -216,7 +221,7 @@ class _Pool:
         told = self._told_at_end[0] if self._told_at_end else None
         first = min(self._failed, key=lambda failure: failure.position != told)
         label, code, log_path = first.label, first.code, first.log_path
-        last = _last_line(log_path).removeprefix("chatspace: ")
+        last = _last_line(log_path, first.log_start).removeprefix("chatspace: ")
         more = len(self._failed) - 1
         also = f" ({more} more slice{'s' if more > 1 else ''} failed)" if more else ""
         if code == ExitCode.USER_INPUT:
@@ -260,13 +265,28 @@ class _Pool:
             with EventLog(path) as events:
                 events.write("failed", error=error, cause=cause)
         label = f"{worker.split.name} {worker.slice.index}"
-        self._failed.append(_Failure(worker.position, label, code, worker.log_path))
+        failure = _Failure(worker.position, label, code, worker.log_path, worker.log_start)
+        self._failed.append(failure)
         # Wrong input would fail every other slice in the same way.
         self.stop_starting = self.stop_starting or code == ExitCode.USER_INPUT
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+def _begin_log(path: Path, title: str) -> tuple[IO[bytes], int]:
+    """Returns a task's log below what earlier executions wrote, and where this one's words begin.
+
+    It is added to and never cut short: a task whose parent was killed may still write to it.
+    """
+    log = path.open("ab")
+    log.write(f"chatspace: {utc_now()} {title} begins on {platform.node()}\n".encode())
+    log.flush()
+    return log, log.tell()
+
+
+def _last_line(path: Path, start: int) -> str:
+    """Returns the last line of a log after its first `start` bytes."""
+    with path.open("rb") as log:
+        log.seek(start)
+        lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it wrote nothing."
 
 

@@ -164,7 +164,7 @@ def plan_notes(plan: Plan, spec: RunSpec) -> list[str]:
     check_ready = KINDS[plan.kind].readiness()
     if check_ready is not None and not plan.cluster["image"]:
         try:
-            check_ready(plan.model)
+            check_ready(plan.model, plan.spec)
         except UnfitEnvironmentError as error:
             notes.append(f"a task that is submitted from here would fail. {error}")
     wanted = spec.slices.count or 0

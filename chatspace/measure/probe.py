@@ -26,7 +26,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from chatspace.atomic import atomic_write_text
-from chatspace.errors import InputError
+from chatspace.errors import InputError, SpecError
 from chatspace.jobs.attempt import attempt_name, usable_threads
 from chatspace.jobs.gather import split_store
 from chatspace.jobs.task import outcome_facts
@@ -78,6 +78,19 @@ def sample_ranges(split: SplitPlan) -> list[tuple[int, int]]:
         if n_rows >= most_rows or len(ranges) == MOST_RANGES:
             break
     return ranges
+
+
+def refuse_remote(kind: str) -> None:
+    """Refuses to probe a kind whose endpoint charges for each row.
+
+    Raises:
+        SpecError: it is one.
+    """
+    if KINDS[kind].is_remote:
+        raise SpecError(
+            f"Nothing to probe: kind={kind}; a probe would pay for rows that it drops. "
+            "`chatspace embed-dataset SPEC` says tokens, price and time."
+        )
 
 
 def probe_here(plan: Plan, *, seconds: float, say: Callable[[str], None]) -> Probe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from chatspace.errors import InputError
 from chatspace.layout import Layout, find_workspace
 from chatspace.measure.forecast import Probe, overrides_of, suggest
-from chatspace.measure.probe import read_probe, spec_key, write_probe
+from chatspace.measure.probe import read_probe, refuse_remote, spec_key, write_probe
 from chatspace.plan.model import Plan
 from chatspace.plan.store import load_plan
 from chatspace.spec.base import RunSpec
@@ -43,7 +43,9 @@ def use_probe(spec: RunSpec) -> ProbeUse:
 
     Raises:
         InputError: the spec was not probed, or not on what its tasks will have.
+        SpecError: its kind cannot be probed.
     """
+    refuse_remote(spec.kind)
     cluster = resolve_cluster(spec)
     workspace = find_workspace(
         cluster.workspace if spec.workspace else None, fallback=cluster.workspace

@@ -28,6 +28,7 @@ _MOST_DOUBLINGS = 20  # a float ends at 1024
 # A server that keeps giving wrong answers is charged for each of them.
 BAD_ANSWERS = 3
 CUTS = 40
+ADVICE = "Look at the endpoint and model.base_url, or raise requests.timeout_s."
 _NUMBERS = re.compile(r"(\d[\d,]*) tokens?")
 
 
@@ -101,6 +102,7 @@ class Asker:
         on_too_long: what happens to rows that the endpoint finds too long.
         is_awaited: a person waits for the answer: it is tried once more at most, and what would
             take longer than `give_up_s` is not waited for.
+        advice: what that person can do where there is no answer.
         earlier: what earlier executions of the run were served, None where nothing is known.
         keep: is told what this one is served, before the answer is used.
     """
@@ -114,6 +116,7 @@ class Asker:
     on_too_long: str
     give_up_s: float
     is_awaited: bool = False
+    advice: str = ADVICE
     earlier: Served | None = None
     keep: Callable[[Served], None] = lambda _: None
     tally: Tally = field(default_factory=Tally)
@@ -249,11 +252,12 @@ class Asker:
         if self.is_awaited:
             return UnfitEnvironmentError(
                 f"No answer: {self.name}; {n_tries} attempts in {failing_s:.1f} s, the last: "
-                f"{why}. Look at the endpoint and model.base_url, or raise requests.timeout_s."
+                f"{why}. {self.advice}"
             )
         return UnfitEnvironmentError(
             f"No answer: {self.name}; {n_tries} attempts in {failing_s / 60:.1f} min, the last: "
-            f"{why}. Finished answers are kept; look at the endpoint, then run it again."
+            f"{why}. Finished answers are kept; look at the endpoint, then run it again (if it has "
+            "moved, its spec with --set model.base_url=URL)."
         )
 
     def _wait(self, asked_s: float | None, backoff_s: float, why: str, *, is_limit: bool) -> float:
@@ -292,7 +296,11 @@ class Asker:
                 said = str(refusal)
                 continue
             return Record(
-                rows=(row,), vectors=answer.vectors, cut=(row,), n_tokens=answer.n_tokens or 0
+                rows=(row,),
+                vectors=answer.vectors,
+                cut=(row,),
+                n_tokens=answer.n_tokens or 0,
+                n_chars=len(text),
             )
         raise InputError(
             f"Row refused: row_index={row_index[row]}; however short, the endpoint says: {said}. "

@@ -277,6 +277,9 @@ class BatchRun(SliceRun):
             if len(self._batches) <= 1:
                 self._pause()
             return
+        if batch.status == "cancelled" and ledger.is_cancelled:
+            self._again.append((span, ledger.attempt))
+            return
         why = f"{errors[0].code}: {errors[0].message}" if errors else batch.status
         if batch.status == "failed":
             raise ModelError(f"Batch refused: {batch.id}; {why}. Change what it names.")

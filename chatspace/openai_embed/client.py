@@ -148,6 +148,10 @@ class Client:
         """Returns a batch as it is now."""
         return self.guarded(lambda: self._client.batches.retrieve(batch_id))
 
+    def cancel_batch(self, batch_id: str) -> Any:
+        """Has the endpoint end a batch; returns it, which may take minutes to end."""
+        return self.guarded(lambda: self._client.batches.cancel(batch_id))
+
     def find_batch(self, key: str, value: str, since: float) -> Any:
         """Returns the batch with a metadata value, None where none was made after `since`.
 

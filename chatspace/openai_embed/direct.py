@@ -90,7 +90,8 @@ class DirectRun(SliceRun):
         if ledger.exists():
             raise InputError(
                 f"Batch under way: shard {span.index}; requests.mode=direct would pay for it "
-                f"twice. Run it with requests.mode: batch, or cancel the batch and remove {ledger}."
+                "twice. Run it with requests.mode: batch, or cancel the batch (`chatspace cancel "
+                f"RUN --batches`) and remove {ledger}: what it did is then paid for again."
             )
         try:
             return self.opener.open(span, self.asker.dim)

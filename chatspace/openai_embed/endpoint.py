@@ -13,6 +13,7 @@ from chatspace.openai_embed.spec import ModelSection, RequestsSection
 
 OPENAI_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT_S = 120.0
+_URL, _AZURE_URL = "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT"
 _KEYLESS = "none"  # what is sent to a server that wants no key: the client insists on one
 _LOOKS_LIKE_KEY = re.compile(r"\bsk-[A-Za-z0-9_*-]{8,}")
 
@@ -54,16 +55,16 @@ def find_endpoint(
         SpecError: an address has a password in it or is none, Azure's version is missing, or a
             timeout is no number.
     """
-    azure_url = variables.get("AZURE_OPENAI_ENDPOINT")
+    azure_url = variables.get(_AZURE_URL)
     url, where = model.base_url, "model.base_url"
     provider = model.provider
     if provider == "auto":
-        plain = url or variables.get("OPENAI_BASE_URL")
+        plain = url or variables.get(_URL)
         provider = "azure" if azure_url and not plain else "openai"
     if url is None:
-        where = "AZURE_OPENAI_ENDPOINT" if provider == "azure" else "OPENAI_BASE_URL"
+        where = _AZURE_URL if provider == "azure" else _URL
         url = variables.get(where) or (None if provider == "azure" else OPENAI_URL)
-    version = model.api_version or variables.get("OPENAI_API_VERSION")
+    version = model.api_version or variables.get("OPENAI_API_VERSION") or None
     if provider == "azure" and requests.mode == "batch":
         raise SpecError(
             "Not possible: requests.mode=batch with Azure; its Batch API is another one. "
@@ -81,10 +82,47 @@ def find_endpoint(
     )
 
 
-def endpoint_of(model: Mapping[str, Any]) -> Endpoint:
-    """Returns the endpoint that the model part of a plan names."""
-    names = ("provider", "base_url", "api_version", "timeout_s")
-    return Endpoint(**{name: model[name] for name in names})
+def endpoint_now(
+    planned: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    variables: Mapping[str, str],
+    base_url: str | None = None,
+) -> Endpoint:
+    """Returns where a planned run is asked from here and now: its server may have moved.
+
+    What the spec names stays. What it leaves to the environment is what that says now, and where it
+    says nothing now, what it said when the run was planned.
+
+    Args:
+        planned: what the plan says of the model.
+        spec: the spec in the plan.
+        variables: the environment of whoever asks.
+        base_url: an address that goes before all others, as `--base-url`.
+
+    Raises:
+        SpecError: the environment names an endpoint that is none.
+    """
+    model = ModelSection.model_validate(spec["model"])
+    requests = RequestsSection.model_validate(spec["requests"])
+    provider = planned["provider"]
+    if base_url is not None:
+        base_url = _checked_url(base_url, "--base-url")
+    elif model.base_url is not None or not _is_named(model, variables):
+        base_url = planned["base_url"]
+    if base_url is not None:
+        model = model.model_copy(update={"base_url": base_url, "provider": provider})
+    earlier = {
+        "OPENAI_API_VERSION": planned["api_version"] or "",
+        "OPENAI_TIMEOUT": str(planned["timeout_s"]),
+    }
+    is_set = {name: value for name, value in variables.items() if value}
+    return find_endpoint(model, requests, {**earlier, **is_set})
+
+
+def _is_named(model: ModelSection, variables: Mapping[str, str]) -> bool:
+    """Returns whether the environment says where a model is that its spec has no address of."""
+    names = {"openai": (_URL,), "azure": (_AZURE_URL,)}.get(model.provider, (_URL, _AZURE_URL))
+    return any(variables.get(name) for name in names)
 
 
 def find_key(endpoint: Endpoint, variables: Mapping[str, str]) -> str:

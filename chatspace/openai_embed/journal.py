@@ -41,6 +41,7 @@ class ShardAnswers:
         is_known: (n_texts,) whether a row needs no further request.
         cut: rows whose text was cut to the model's limit.
         skipped: rows that are too long and were left out.
+        n_chars: characters that were sent of rows that the endpoint found too long.
         n_tokens: tokens that the endpoint counted.
     """
 
@@ -49,6 +50,7 @@ class ShardAnswers:
     is_known: Any = field(init=False)
     cut: set[int] = field(default_factory=set)
     skipped: set[int] = field(default_factory=set)
+    n_chars: dict[int, int] = field(default_factory=dict)
     n_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +82,8 @@ class ShardAnswers:
             self.vectors[rows] = record.vectors
         self.is_known[rows] = True
         self.cut.update(record.cut)
+        if record.n_chars is not None:
+            self.n_chars.update(dict.fromkeys(rows, record.n_chars))
         self.n_tokens += record.n_tokens
 
 
@@ -91,12 +95,15 @@ class Record:
         rows: positions of its inputs among the texts of the shard.
         vectors: (n_rows, dim), None where the rows are left out as too long.
         cut: those of the rows whose text was cut.
+        n_chars: characters that were sent of its one row, which the endpoint found too long; None
+            for what it took as it was, and in older files.
     """
 
     rows: Sequence[int]
     vectors: FloatArray | None
     cut: Sequence[int] = ()
     n_tokens: int = 0
+    n_chars: int | None = None
 
 
 class Journal:
@@ -149,6 +156,7 @@ class Journal:
             "n_tokens": record.n_tokens,
             "dim": dim,
             "crc32": zlib.crc32(payload),
+            **({} if record.n_chars is None else {"n_chars": record.n_chars}),
         }
         with self._lock:
             self._check_length(dim)
@@ -198,14 +206,15 @@ class Journal:
         if about is None or not {"rows", "cut", "n_tokens", "dim", "crc32"} <= about.keys():
             return None
         rows = about["rows"]
+        kept = {"cut": about["cut"], "n_tokens": about["n_tokens"], "n_chars": about.get("n_chars")}
         if about["dim"] is None:
-            return Record(rows=rows, vectors=None, cut=about["cut"], n_tokens=about["n_tokens"])
+            return Record(rows=rows, vectors=None, **kept)
         payload = self._file.read(len(rows) * about["dim"] * 4)
         is_whole = zlib.crc32(payload) == about["crc32"]
         if not is_whole or self.answers.dim not in (None, about["dim"]):
             return None  # torn, or of another model than the first answer
         vectors = np.frombuffer(payload, "<f4").reshape(len(rows), -1).astype(np.float32)
-        return Record(rows=rows, vectors=vectors, cut=about["cut"], n_tokens=about["n_tokens"])
+        return Record(rows=rows, vectors=vectors, **kept)
 
 
 def _digest(texts: Sequence[str]) -> str:

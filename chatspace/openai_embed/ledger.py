@@ -35,6 +35,7 @@ class Ledger:
         attempt: 1 for the first batch of these rows.
         intent_at: Unix time of the intent.
         batch_id: None until the endpoint has said it.
+        is_cancelled: whether the user wanted it cancelled: what it leaves is asked for again.
     """
 
     plan_sha256: str
@@ -45,6 +46,7 @@ class Ledger:
     token: str
     intent_at: float
     batch_id: str | None = None
+    is_cancelled: bool = False
 
     @property
     def since(self) -> float:

@@ -12,9 +12,17 @@ from chatspace.openai_embed.work import open_session
 from chatspace.plan.model import Plan
 from chatspace.spec.output import OutputSection
 
+ADVICE = (
+    "Look at the endpoint; if it has moved, name its address with --base-url URL. One that is slow "
+    "gets longer with OPENAI_TIMEOUT, unless the spec says requests.timeout_s."
+)
+
 
 def embed_queries(
-    plan: Plan, texts: Sequence[str], prompt_name: str | None = None
+    plan: Plan,
+    texts: Sequence[str],
+    prompt_name: str | None = None,
+    base_url: str | None = None,
 ) -> tuple[FloatArray, list[str]]:
     """Returns the vectors of some texts as the run would give them, and what to know of them.
 
@@ -22,13 +30,15 @@ def embed_queries(
         plan: the run.
         texts: none of them empty.
         prompt_name: must be None: an endpoint has no prompts.
+        base_url: address of the endpoint now [what the spec, the environment, or the plan names].
 
     Returns:
         Vectors, (n_texts, dim), float32; notes, a line each.
 
     Raises:
         InputError: a text is too long.
-        ModelError: a prompt is asked for.
+        ModelError: a prompt is asked for, or another model answers.
+        SpecError: the address is none.
         UnfitEnvironmentError: there is no key, or the endpoint does not answer.
     """
     if prompt_name is not None:
@@ -36,8 +46,9 @@ def embed_queries(
             f"Unknown prompt: {prompt_name}; {plan.model['name']} is behind an endpoint and has "
             "none. Write the prompt before the text."
         )
-    session = open_session(plan, None)
+    session = open_session(plan, None, base_url)
     asker = session.asker
+    asker.advice = ADVICE
     try:
         answer = asker.ask(texts, int(asker.counter.count(texts).sum()))
     except TooLongError as refusal:

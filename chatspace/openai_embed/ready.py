@@ -8,18 +8,21 @@ from typing import Any
 
 from chatspace.env import variables
 from chatspace.openai_embed.client import not_installed
-from chatspace.openai_embed.endpoint import endpoint_of, find_key
+from chatspace.openai_embed.endpoint import endpoint_now, find_key
 
 
-def check_ready(model: Mapping[str, Any]) -> None:
+def check_ready(model: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     """Returns if a task that is started from here could ask the endpoint; sends nothing.
 
     Args:
         model: what a plan says of the model.
+        spec: the spec in the plan.
 
     Raises:
+        SpecError: the environment names an endpoint that is none.
         UnfitEnvironmentError: there is no key, it cannot be one, or the client is not installed.
     """
     if find_spec("openai") is None:
         raise not_installed()
-    find_key(endpoint_of(model), variables())
+    found = variables()
+    find_key(endpoint_now(model, spec, found), found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from chatspace.shards.table import embedding_table
 from chatspace.shards.vectors import finite_floats
 from chatspace.spec.output import OutputSection
 
+log = logging.getLogger(__name__)
+
 TOO_LONG = "too_long"
+MOST_TOLD = 20  # chunks that were cut, in the log of a task; the manifest counts them all
 # What the names of a shard's files in the folder of requests end in.
 JOURNAL, LEDGER, FILES = "journal", "batch.json", "files"
 _UNIT = 1e-3  # how far from one the length of a vector may be that its model scaled to one
@@ -107,6 +111,7 @@ class Opener:
     check: Callable[[], None]
     reader: SplitReader = field(init=False)
     chunker: Chunker[int] | None = field(init=False)
+    _n_told: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -181,7 +186,10 @@ class Opener:
     def _table(self, shard: Shard, rows: Rows, vectors: FloatArray) -> pa.Table:
         plan, split = self.work.plan, self.work.split
         output = OutputSection.model_validate(plan.spec["output"])
-        vectors = cut(vectors, output)
+        vectors, n_tokens = cut(vectors, output), shard.n_tokens
+        if isinstance(rows, ChunkedRows) and (n_chars := shard.journal.answers.n_chars):
+            self._tell_cut(rows, n_chars)
+            rows, n_tokens = self._as_sent(rows, n_tokens, n_chars)
         table = embedding_table(
             rows=rows,
             vectors=finite_floats(vectors, output.dtype, rows.row_index),
@@ -198,9 +206,39 @@ class Opener:
             return table
         documents = None
         if self.model.document_vector:
-            assert shard.n_tokens is not None
-            documents = document_vectors(vectors, rows.row, shard.n_tokens)
+            assert n_tokens is not None
+            documents = document_vectors(vectors, rows.row, n_tokens)
         return chunk_table(table, rows, documents)
+
+    def _as_sent(
+        self, rows: ChunkedRows, n_tokens: Counts | None, n_chars: Mapping[int, int]
+    ) -> tuple[ChunkedRows, Counts | None]:
+        """Returns chunks, and their tokens, as they were embedded.
+
+        Args:
+            rows: as they were cut here.
+            n_tokens: of each, (n_chunks,).
+            n_chars: how much was sent of those that the endpoint found too long.
+        """
+        at, texts, char_stop = list(n_chars), list(rows.texts), rows.char_stop.copy()
+        for index, sent in n_chars.items():
+            texts[index] = texts[index][:sent]
+        char_stop[at] = rows.char_start[at] + list(n_chars.values())
+        if n_tokens is not None:
+            n_tokens = n_tokens.copy()
+            n_tokens[at] = self.counter.count([texts[index] for index in at])
+        return replace(rows, texts=texts, char_stop=char_stop), n_tokens
+
+    def _tell_cut(self, rows: ChunkedRows, n_chars: Mapping[int, int]) -> None:
+        for index in sorted(n_chars)[: MOST_TOLD - self._n_told]:
+            log.warning(
+                "chunk cut row_index=%d chunk_index=%d chars=%d of %d: too long for the endpoint",
+                rows.row_index[index], rows.chunk_index[index],
+                n_chars[index], len(rows.texts[index]),
+            )  # fmt: skip
+            self._n_told += 1
+            if self._n_told == MOST_TOLD:
+                log.warning("chunk cut: further ones are counted in rows_truncated alone")
 
 
 def unknown_length(span: ShardSpan) -> ModelError:

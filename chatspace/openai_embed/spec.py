@@ -188,3 +188,8 @@ class EmbedOpenAISpec(RunSpec):
     spending: SpendingSection = SpendingSection()
     slices: SlicesSection = ApiSlicesSection(count=1)
     slurm: SlurmSection = ApiSlurmSection()
+
+    def as_if_allowed(self) -> EmbedOpenAISpec:
+        """Returns the same spec with leave to spend: it is looked at, and nothing is sent."""
+        spending = self.spending.model_copy(update={"execute": True})
+        return self.model_copy(update={"spending": spending})

@@ -16,7 +16,7 @@ from chatspace.openai_embed.asking import Asker
 from chatspace.openai_embed.batching import BatchRun
 from chatspace.openai_embed.client import Client
 from chatspace.openai_embed.direct import DirectRun
-from chatspace.openai_embed.endpoint import DEFAULT_TIMEOUT_S, Endpoint, endpoint_of, find_key
+from chatspace.openai_embed.endpoint import DEFAULT_TIMEOUT_S, Endpoint, endpoint_now, find_key
 from chatspace.openai_embed.limits import RateLimiter
 from chatspace.openai_embed.served import keep_served, read_served
 from chatspace.openai_embed.shard import Opener
@@ -119,23 +119,26 @@ class Session:
         }
 
 
-def open_session(plan: Plan, split: SplitPlan | None) -> Session:
-    """Returns a client for the endpoint of a plan.
+def open_session(plan: Plan, split: SplitPlan | None, base_url: str | None = None) -> Session:
+    """Returns a client for the endpoint of a plan, where it is now.
 
     Args:
         plan: the run.
         split: whose tasks share the account's limits; None for a single question that a person
             waits for.
+        base_url: an address that goes before that of spec, environment and plan.
 
     Raises:
+        SpecError: the address, or what the environment says of the endpoint, is none.
         UnfitEnvironmentError: there is no key, or the official client is not installed.
     """
     is_question = split is None
     model = ModelSection.model_validate(plan.spec["model"])
     requests = RequestsSection.model_validate(plan.spec["requests"])
-    endpoint = _soon(endpoint_of(plan.model)) if is_question else endpoint_of(plan.model)
-    name = plan.model["name"]
-    client = Client(endpoint, find_key(endpoint, variables()))
+    name, found = plan.model["name"], variables()
+    endpoint = endpoint_now(plan.model, plan.spec, found, base_url)
+    endpoint = _soon(endpoint) if is_question else endpoint
+    client = Client(endpoint, find_key(endpoint, found))
     earlier = read_served(plan)
     counter = make_counter(model, name, Path(plan.workspace))
     if not is_question:

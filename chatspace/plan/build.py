@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from chatspace import __version__
 from chatspace.data.choosing import choose_rows
-from chatspace.data.inputs import InputFile
+from chatspace.data.inputs import InputFile, file_time
 from chatspace.data.inventory import check_unique_ids, inventory
 from chatspace.data.lengths import with_text_steps
 from chatspace.data.selection import open_selection
@@ -34,7 +35,7 @@ from chatspace.layout import Layout, path_component, resolve_workspace, split_la
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.plan.slicing import make_slices, shard_text_bytes, slice_count
 from chatspace.plan.store import load_plan
-from chatspace.shards.store import first_foreign_shard
+from chatspace.shards.store import first_foreign_shard, footer_owner
 from chatspace.spec.base import RunSpec
 from chatspace.spec.cluster import ResolvedCluster
 from chatspace.spec.dataset import DatasetSection
@@ -70,7 +71,11 @@ def build_plan(
     for split, place in planned:
         if earlier is None:
             _check_ids(spec.dataset, split, workspace, place=place, note=note)
-        _refuse_foreign_output(workspace, split, digest, run_id)
+        foreign = _foreign_output(workspace, split, digest)
+        if foreign is not None:
+            path, owner = foreign
+            touched = _touched_file(spec, model, splits, _plan_of(workspace, owner.get("run_id")))
+            raise _output_of_another(path, owner, run_id, touched)
     return Plan(
         kind=spec.kind,
         name=spec.name,
@@ -211,37 +216,67 @@ def _check_ids(
 
 
 def _earlier_plan(workspace: Path, run_id: str, digest: str) -> Plan | None:
-    path = Layout(workspace).run(run_id).plan
-    if not path.exists():
+    plan = _plan_of(workspace, run_id)
+    return plan if plan and plan.plan_sha256 == digest else None
+
+
+def _plan_of(workspace: Path, run_id: str | None) -> Plan | None:
+    """Returns a run's plan, None where it is not there, damaged, or of another version."""
+    path = Layout(workspace).run(run_id).plan if run_id else None
+    if path is None or not path.exists():
         return None
     try:
-        plan = load_plan(path)
-    except InputError:  # damaged, or of another version: it is written anew
+        return load_plan(path)
+    except InputError:
         return None
-    return plan if plan.plan_sha256 == digest else None
 
 
-def _refuse_foreign_output(workspace: Path, split: SplitPlan, digest: str, run_id: str) -> None:
-    """Refuses a folder of shards, or a manifest, that another plan made."""
+def _foreign_output(
+    workspace: Path, split: SplitPlan, digest: str
+) -> tuple[Path, dict[str, Any]] | None:
+    """Returns a shard or manifest that another plan made in the split's place, and whose it is."""
     foreign = first_foreign_shard(workspace / split.output_dir, digest)
-    if foreign is None:
-        foreign = _foreign_manifest(workspace / split.manifest, digest)
-    if foreign is not None:
-        path, other = foreign
-        raise OutputError(
-            f"Output of another run: {path} belongs to {other}, this spec and data give {run_id}. "
-            f"Choose another workspace or dataset.name, or move {path.parent} away."
-        )
+    return foreign or _foreign_manifest(workspace / split.manifest, digest)
 
 
-def _foreign_manifest(path: Path, digest: str) -> tuple[Path, str] | None:
+def _touched_file(
+    spec: RunSpec, model: dict[str, Any], splits: tuple[SplitPlan, ...], other: Plan | None
+) -> InputFile | None:
+    """Returns a file, as the other plan has it, if files' times are all that differs from it."""
+    if other is None or [s.name for s in other.splits] != [s.name for s in splits]:
+        return None
+    before = [
+        replace(split, identity=theirs.identity)
+        for split, theirs in zip(splits, other.splits, strict=True)
+    ]
+    if _science_hash(spec, model, tuple(before)) != other.plan_sha256:
+        return None
+    now = {file.path: file.mtime_ns for split in splits for file in split.files}
+    files = (file for split in other.splits for file in split.files)
+    return next((f for f in files if now.get(f.path, f.mtime_ns) != f.mtime_ns), None)
+
+
+def _output_of_another(
+    path: Path, owner: dict[str, Any], run_id: str, touched: InputFile | None
+) -> OutputError:
+    advice = f"Choose another workspace or dataset.name, or move {path.parent} away."
+    if touched is not None:
+        back = f"touch -d {file_time(touched.mtime_ns)} {shlex.quote(touched.path)}"
+        advice = f"Only a file's time differs; if its content does not: {back} makes it that run."
+    return OutputError(
+        f"Output of another run: {path} belongs to {footer_owner(owner)}, this spec and data give "
+        f"{run_id}. {advice}"
+    )
+
+
+def _foreign_manifest(path: Path, digest: str) -> tuple[Path, dict[str, Any]] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a damaged one is of no use to anybody
         return None
     if not isinstance(content, dict) or content.get("plan_sha256") == digest:
         return None
-    return path, f"run {content.get('run_id')}"
+    return path, content
 
 
 def _creation_time() -> str:

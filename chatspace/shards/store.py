@@ -75,7 +75,7 @@ class ShardStore:
         """Tells whether the shard's file is whole; a damaged one counts as absent.
 
         Raises:
-            OutputError: the file belongs to another plan.
+            OutputError: the file belongs to another plan, or may not be read.
         """
         return self.read_footer(span) is not None
 
@@ -83,11 +83,12 @@ class ShardStore:
         """Returns what the shard's file says of itself, None if it is absent or damaged.
 
         Raises:
-            OutputError: the file belongs to another plan.
+            OutputError: the file belongs to another plan, or may not be read.
         """
         path = self.path(span)
         footer = read_shard_footer(path)
         if footer is None:
+            refuse_forbidden(path)
             return None
         self._check_owner(path, footer)
         covers = (footer["shard_index"], footer["row_start"], footer["row_stop"])
@@ -122,7 +123,11 @@ class ShardStore:
         try:
             with atomic_path(self.path(span)) as temp:
                 pq.write_table(
-                    table, temp, compression=self.compression, use_dictionary=_PLAIN_COLUMNS
+                    table,
+                    temp,
+                    compression=self.compression,
+                    use_dictionary=_PLAIN_COLUMNS,
+                    write_page_checksum=True,  # so that whoever reads it notices flipped bits
                 )
                 size, digest = temp.stat().st_size, sha256_of(temp)
                 self._claim(temp, span)
@@ -277,23 +282,45 @@ class ShardStore:
 _PLAIN_COLUMNS = ["source", "dataset", "split", "metadata", "model", "created_at", "run_id"]
 
 
-def read_shard_footer(path: Path) -> dict[str, Any] | None:
-    """Returns what a shard file says of itself, None if it is absent or damaged.
+def read_shard_footer(path: Path, *, is_logged: bool = True) -> dict[str, Any] | None:
+    """Returns what a shard file says of itself, None if it is absent, damaged or forbidden.
 
     A whole Parquet file that another program wrote says nothing: {}.
+
+    Args:
+        path: the file.
+        is_logged: whether a damaged one is a warning of the log.
     """
     try:
         metadata = pq.read_metadata(path).metadata or {}
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter: see `refuse_forbidden`
         return None
     except (pa.ArrowInvalid, OSError) as error:
-        log.warning("damaged shard path=%s error=%s", path, error)
+        level = logging.WARNING if is_logged else logging.DEBUG
+        log.log(level, "damaged shard path=%s error=%s", path, error)
         return None
     try:
         footer = json.loads(metadata.get(METADATA_KEY, b"{}"))
     except ValueError:
         return {}
     return footer if isinstance(footer, dict) else {}
+
+
+def refuse_forbidden(path: Path) -> None:
+    """Refuses a shard that may not be read: it may well be whole, so it is not done again.
+
+    Raises:
+        OutputError: the file is there, and its permissions or those of its folder keep us out.
+    """
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise OutputError(
+            f"Shard may not be read: {path}; {error.strerror}. Give yourself the permission "
+            f"(chmod u+r), or ask its owner for it."
+        ) from error
+    except OSError:  # absent or damaged, which others tell
+        return
 
 
 def footer_owner(footer: dict[str, Any]) -> str:
@@ -312,8 +339,8 @@ def shard_indexes(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, str] | None:
-    """Returns one shard in `folder` that belongs to another plan, and to whom.
+def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, dict[str, Any]] | None:
+    """Returns one shard in `folder` that belongs to another plan, and its footer.
 
     Only the first and the last are opened: a folder is refused as soon as it has a foreign shard,
     so plans do not alternate in it. Each shard is looked at again when it is written or read.
@@ -321,9 +348,9 @@ def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, str] | No
     indexes = shard_indexes(folder)
     for index in dict.fromkeys((*indexes[:1], *indexes[-1:])):
         path = folder / shard_file_name(index)
-        footer = read_shard_footer(path)
+        footer = read_shard_footer(path, is_logged=False)
         if footer is not None and footer.get("plan_sha256") != plan_sha256:
-            return path, footer_owner(footer)
+            return path, footer
     return None
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from chatspace.shards.chunks import CHUNK_COLUMN, count_rows, follow_each_other
 from chatspace.shards.records import ShardRecord, ShardSpan
-from chatspace.shards.store import Ints, ShardStore, sha256_of
+from chatspace.shards.store import Ints, ShardStore, refuse_forbidden, sha256_of
 from chatspace.shards.table import embedding_matrix
 from chatspace.shards.vectors import SCALE_COLUMN, VECTOR_COLUMN, encoding_of
 
@@ -37,19 +37,24 @@ def check_shard(store: ShardStore, span: ShardSpan, record: ShardRecord) -> Shar
 
     Checked: sha256, owner and row range in the footer, row count, row indexes inside the range and
     ascending, vector length, vectors finite. The ids of all shards are compared by `repeated_ids`.
+
+    Raises:
+        OutputError: the file may not be read, or belongs to another plan.
     """
     path = store.path(span)
-    if sha256_of(path) != record.sha256:
-        return _damaged(f"Checksum differs: {path}; recorded {record.sha256[:12]}")
-    if store.read_footer(span) is None:
-        return _damaged(f"Damaged shard: {path}; its footer cannot be read")
+    refuse_forbidden(path)
     try:
+        if sha256_of(path) != record.sha256:
+            return _damaged(f"Checksum differs: {path}; recorded {record.sha256[:12]}")
+        if store.read_footer(span) is None:
+            return _damaged(f"Damaged shard: {path}; its footer cannot be read")
         schema = pq.read_schema(path)
         columns = ["id", "row_index", *encoding_of(schema).columns]
         columns += [name for name in schema.names if name == CHUNK_COLUMN]
         table = pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
-        return _damaged(f"Damaged shard: {path}; {error}")
+        reason = " ".join(str(error).split()).rstrip(".")
+        return _damaged(f"Damaged shard: {path}; {reason}")
     ids = table["id"].to_pylist()
     problems = _check_rows(table, store.row_numbers(span), record)
     return ShardCheck(
@@ -70,8 +75,7 @@ def repeated_ids(checks: Sequence[ShardCheck]) -> list[str]:
 
 
 def _damaged(what: str) -> ShardCheck:
-    line = f"{what}. `chatspace resubmit RUN --verify` does it again."
-    return ShardCheck(problems=(line,), id_hashes=np.empty(0, np.int64), is_damaged=True)
+    return ShardCheck(problems=(f"{what}.",), id_hashes=np.empty(0, np.int64), is_damaged=True)
 
 
 def _check_rows(table: pa.Table, numbers: Ints, record: ShardRecord) -> list[str]:

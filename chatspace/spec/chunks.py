@@ -36,5 +36,5 @@ def check_chunks(
     if overlap_tokens and most and 2 * overlap_tokens > most:
         raise ValueError(
             f"overlap_tokens={overlap_tokens} is more than half of the {most} tokens of a "
-            "chunk; lower it"
+            f"chunk; {most // 2} is the most"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chatspace.jobs.gather import read_manifest
 from chatspace.plan.model import Plan, SplitPlan
-from chatspace.shards.store import shard_indexes
+from chatspace.shards.store import first_foreign_shard, footer_owner, shard_indexes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +19,14 @@ class Extent:
     Attributes:
         split: the split's plan.
         present: indexes of the plan's shards whose files are there, ascending.
+        owner: whose shards stand in the folder instead, in words; None unless it is another run's.
         is_gathered: whether a manifest of this plan was published.
     """
 
     split: SplitPlan
     present: tuple[int, ...]
     is_gathered: bool
+    owner: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -48,12 +50,15 @@ class Extent:
 
 
 def extent_of(plan: Plan, split: SplitPlan) -> Extent:
-    """Looks at a split's folder and at its manifest; opens no shard."""
-    indexes = shard_indexes(Path(plan.workspace) / split.output_dir)
+    """Looks at a split's folder and at its manifest; opens two shards at most."""
+    folder = Path(plan.workspace) / split.output_dir
+    indexes = shard_indexes(folder)
+    foreign = first_foreign_shard(folder, plan.plan_sha256)
     return Extent(
         split=split,
-        present=tuple(indexes[: bisect_left(indexes, split.n_shards)]),
+        present=() if foreign else tuple(indexes[: bisect_left(indexes, split.n_shards)]),
         is_gathered=read_manifest(plan, split) is not None,
+        owner=footer_owner(foreign[1]) if foreign else None,
     )
 
 

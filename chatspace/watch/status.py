@@ -80,8 +80,8 @@ class RunStatus:
         folder: `runs/{run_id}`.
         created_at: when it was first planned, ISO 8601, UTC.
         state: `complete`, `all shards written, not gathered`, `gathered once, but shards are gone`,
-            `running`, `pending` (nothing runs, tasks are queued), `incomplete, with failed slices`
-            or `incomplete`.
+            `its folder holds shards of ...` (another run), `running`, `pending` (nothing runs,
+            tasks are queued), `incomplete, with failed slices` or `incomplete`.
         is_active: whether anything of the run is running or queued, the gather job included.
         rows: input rows.
         rows_done: input rows of the shards that are on disk.
@@ -91,6 +91,7 @@ class RunStatus:
             empty where nothing was submitted to SLURM.
         failures: error of each task that failed or is gone, by its label.
         failure_groups: failed, gone and cancelled tasks by cause, in the order of the causes.
+        stages: running tasks by what they are at, in the words of their kind.
         rows_per_s: of the running tasks together; None while it is not known.
         tokens_per_s: likewise.
         eta_s: seconds until the queued and running tasks are done at this speed; None if unknown.
@@ -116,6 +117,7 @@ class RunStatus:
     jobs: dict[str, int]
     failures: dict[str, str]
     failure_groups: tuple[FailureGroup, ...]
+    stages: dict[str, int]
     rows_per_s: float | None
     tokens_per_s: float | None
     eta_s: float | None
@@ -240,6 +242,7 @@ def status_of(seen: Seen, slurm: Snapshot | None) -> RunStatus:
         jobs=dict(jobs),
         failures=failures,
         failure_groups=_groups(plan, found),
+        stages=dict(Counter(status.stage for status in running if status.stage)),
         rows_per_s=rows_per_s,
         tokens_per_s=sum(s.tokens_per_s or 0.0 for s in rates) if is_timed else None,
         eta_s=_rows_ahead(seen, found) / rows_per_s if rows_per_s else None,
@@ -284,17 +287,26 @@ def _split_status(plan: Plan, extent: Extent) -> SplitStatus:
 
 
 def _state(seen: Seen, counts: Mapping[str, int], failures: Mapping[str, str]) -> str:
+    on_disk = _state_on_disk(seen)
+    if on_disk is not None:
+        return on_disk
+    if counts.get("running"):
+        return "running"
+    if any(counts.get(state) for state in ACTIVE_TASKS) or seen.is_active_here:
+        return "pending"
+    return "incomplete, with failed slices" if failures else "incomplete"
+
+
+def _state_on_disk(seen: Seen) -> str | None:
+    """Returns what the shards and manifests alone decide, None where tasks have a say."""
     if seen.is_complete:
         return "complete"
     if all(extent.is_whole for extent in seen.extents):
         return "all shards written, not gathered"
     if all(extent.is_gathered for extent in seen.extents):
         return "gathered once, but shards are gone"
-    if counts.get("running"):
-        return "running"
-    if any(counts.get(state) for state in ACTIVE_TASKS) or seen.is_active_here:
-        return "pending"
-    return "incomplete, with failed slices" if failures else "incomplete"
+    owner = next((extent.owner for extent in seen.extents if extent.owner), None)
+    return f"its folder holds shards of {owner}" if owner else None
 
 
 def _groups(plan: Plan, found: Sequence[TaskStatus]) -> tuple[FailureGroup, ...]:

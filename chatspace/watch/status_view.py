@@ -31,12 +31,16 @@ _GATHER = {
 _COLOURS = {"complete": "green", "running": "cyan", "pending": "cyan", "failed": "red"}
 
 
+def _short(state: str) -> str:
+    return "displaced" if state.startswith("its folder") else _SHORT_STATES.get(state, state)
+
+
 def render_status(status: RunStatus) -> RenderableType:
     """Returns the status of a run for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
-    short = _SHORT_STATES.get(status.state, status.state)
+    short = _short(status.state)
     headline = Text.assemble(
         (status.run_id, "bold"), ": ", (status.state, _COLOURS.get(short, "")), overflow="fold"
     )
@@ -65,7 +69,7 @@ def render_overview(runs: Sequence[RunStatus], *, now_s: float | None = None) ->
     table.add_column("age", justify="right", no_wrap=True)
     table.add_column("kind/model", no_wrap=True, overflow="ellipsis")
     for run in runs:
-        short = _SHORT_STATES.get(run.state, run.state)
+        short = _short(run.state)
         table.add_row(
             Text(run.run_id),
             Text(short, _COLOURS.get(short, "")),
@@ -115,6 +119,8 @@ def _facts(status: RunStatus) -> RenderableType:
     again = f"; requeued {n_requeues:,} times" if n_requeues > 1 else ""
     again = "; requeued once" if n_requeues == 1 else again
     table.add_row("tasks", tasks + again)
+    if status.stages.keys() - {"embedding"}:
+        table.add_row("stage", ", ".join(f"{n:,} {name}" for name, n in status.stages.items()))
     if status.rows_per_s is not None and status.tokens_per_s is not None:
         rows = (
             f"{status.rows_per_s:,.0f}" if status.rows_per_s >= 10 else f"{status.rows_per_s:.1f}"

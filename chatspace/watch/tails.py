@@ -34,6 +34,7 @@ class Tail:
             before the `ended` that the batch script writes below it.
         seen_s: Unix time of the last event, by the clock of the node that wrote it.
         log: file of the job's output, where the end of the log tells it.
+        stage: what it is at, in the words of its kind; None before its first progress.
         rows_per_s: over the last minutes; None before rows flow.
     """
 
@@ -41,6 +42,7 @@ class Tail:
     ending: dict[str, Any] | None
     seen_s: float
     log: str | None = None
+    stage: str | None = None
     rows_per_s: float | None = None
     tokens_per_s: float | None = None
 
@@ -121,6 +123,7 @@ def _with_rate(tail: Tail, lines: Sequence[bytes]) -> Tail:
     newest = _point(event)
     if newest is None:
         return tail
+    tail = replace(tail, stage=newest.stage)
     for line in lines[:place]:
         point = _point(_event(line))
         if point is None or point.stage != newest.stage:

@@ -57,6 +57,7 @@ class TaskStatus:
         element: its SLURM id, `1234_7`.
         log: file of its output where its event log tells it.
         n_requeues: how often it was put back into the queue.
+        stage: what it is at while it runs, in the words of its kind.
     """
 
     task: Task
@@ -67,6 +68,7 @@ class TaskStatus:
     element: str | None = None
     log: str | None = None
     n_requeues: int = 0
+    stage: str | None = None
     rows_per_s: float | None = None
     tokens_per_s: float | None = None
 
@@ -176,6 +178,7 @@ class _Judge:
             element=element or next(reversed(elements), None),
             log=tail.log if tail else None,
             n_requeues=(int(match[3]) if match else 0) + (state == "requeued"),
+            stage=timed.stage if timed else None,
             rows_per_s=timed.rows_per_s if timed else None,
             tokens_per_s=timed.tokens_per_s if timed else None,
         )
