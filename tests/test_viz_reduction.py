@@ -214,3 +214,6 @@ def test_write_run_map_says_what_it_shows(source: VectorSource, tmp_path: Path) 
     page = made.html.read_text(encoding="utf-8")
     assert "50 of 120 rows, tiny-bert, 64 dimensions; PCA" in page
     assert "principal axes" in page
+    chunks = points.append_column("chunk_index", pa.array([0] * 50, pa.int32()))
+    cut = write_run_map(source, chunks, colour="topic", folder=tmp_path / "chunks")
+    assert "50 of 120 chunks, tiny-bert" in cut.html.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ import pyarrow.types as pt
 
 from chatspace.errors import InputError
 from chatspace.export.source import VectorSource
+from chatspace.shards.chunks import CHUNK_COLUMN
 from chatspace.spec.problems import nearest
 from chatspace.viz.colouring import MISSING, Numbers
 from chatspace.viz.map import READING, MapRows, has_map, refuse_foreign, write_map
@@ -81,7 +82,8 @@ def _what(source: VectorSource, points: pa.Table) -> str:
     is_part = points.num_rows < source.rows
     shown = f"{points.num_rows:,} of {source.rows:,}" if is_part else f"{source.rows:,}"
     model = Path(source.plan.model["name"]).name
-    return f"{shown} rows, {model}, {source.encoding.dim} dimensions"
+    what = "chunks" if CHUNK_COLUMN in points.column_names else "rows"
+    return f"{shown} {what}, {model}, {source.encoding.dim} dimensions"
 
 
 def colours_of(points: pa.Table) -> list[str]:
