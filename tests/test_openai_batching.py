@@ -75,17 +75,23 @@ def test_batch_run_has_no_more_batches_at_once_than_asked(
     assert made == [0, 2, 4]  # each was looked at before the next was made
 
 
-def test_task_killed_while_it_waits_finds_its_batches_again(
-    server: FakeOpenAI, tmp_path: Path
-) -> None:
+def killed_with_batches(server: FakeOpenAI, folder: Path) -> Plan:
+    """A run whose task was killed when it knew the ids of its three batches; they end now."""
     server.polls = 10**9
-    plan = plan_of(tmp_path, server, requests=BATCH)
+    plan = plan_of(folder, server, requests=BATCH)
     task = start_task(plan)
     wait_for(lambda: len(server.batches) == 3 and len(request_files(plan)) >= 6, task)
     wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
     os.kill(task.pid, signal.SIGKILL)
     task.wait(timeout=10)
     server.polls = 1
+    return plan
+
+
+def test_task_killed_while_it_waits_finds_its_batches_again(
+    server: FakeOpenAI, tmp_path: Path
+) -> None:
+    plan = killed_with_batches(server, tmp_path)
     run_here(plan)
     check_vectors(plan)
     assert len(server.batches) == 3
@@ -121,17 +127,10 @@ def test_batch_whose_id_was_never_heard_is_found_by_its_token(
 def test_task_killed_between_making_a_batch_and_noting_it_makes_no_other(
     server: FakeOpenAI, tmp_path: Path
 ) -> None:
-    server.polls = 10**9
-    plan = plan_of(tmp_path, server, requests=BATCH)
-    task = start_task(plan)
-    wait_for(lambda: len(server.batches) == 3, task)
-    wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
-    os.kill(task.pid, signal.SIGKILL)
-    task.wait(timeout=10)
+    plan = killed_with_batches(server, tmp_path)
     for shard in range(3):  # as the file is between the two
         path = ledger_path(plan, shard)
         path.write_text(json.dumps({**json.loads(path.read_text()), "batch_id": None}))
-    server.polls = 1
     run_here(plan)
     check_vectors(plan)
     assert len(server.batches) == 3
@@ -289,14 +288,7 @@ def test_batches_of_a_shard_that_follow_each_other_are_no_attempts(
 def test_batch_that_was_made_of_other_texts_is_left_alone(
     server: FakeOpenAI, tmp_path: Path
 ) -> None:
-    server.polls = 10**9
-    plan = plan_of(tmp_path, server, requests=BATCH)
-    task = start_task(plan)
-    wait_for(lambda: len(server.batches) == 3 and len(request_files(plan)) >= 6, task)
-    wait_for(lambda: json.loads(ledger_path(plan, 2).read_text())["batch_id"], task)
-    os.kill(task.pid, signal.SIGKILL)
-    task.wait(timeout=10)
-    server.polls = 1
+    plan = killed_with_batches(server, tmp_path)
     ledger = json.loads(ledger_path(plan).read_text())
     ledger_path(plan).write_text(json.dumps({**ledger, "texts_sha256": "0" * 64}))
     with pytest.raises(InputError, match=r"Batch of other texts: shard 0; batch_\d was made of"):
