@@ -372,11 +372,13 @@ def test_key_that_is_missing_fails_and_kinds_without_one_have_no_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no .env of whoever runs this
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
     assert list(inside.kind_is_ready(plan_of())) == []
     url = {"base_url": "https://api.openai.com/v1", "provider": "openai"}
     model = {**url, "api_version": None, "timeout_s": 1.0}
-    plan = replace(plan_of(), kind="embed_openai", model=model)
+    spec = {"model": {"name": "tiny"}, "requests": {}}
+    plan = replace(plan_of(), kind="embed_openai", model=model, spec=spec)
     finding = only(inside.kind_is_ready(plan))
     assert (finding.state, finding.check) == ("fail", "key")
     assert finding.seen == (
