@@ -161,11 +161,13 @@ def test_run_embeds_each_chunk_once_and_accounts_for_each_row(
 def test_run_killed_among_its_chunks_pays_for_none_twice(
     server: FakeOpenAI, tmp_path: Path, mode: str
 ) -> None:
-    server.delay_s, server.polls = 0.05, 5
+    server.delay_s, server.polls = 0.05, 10**9  # no batch ends before the task is killed
     plan = chunked_plan(tmp_path, server, requests={"mode": mode, "concurrency": 1})
     task = start_task(plan)
     end = time.monotonic() + 60
-    while len(server.served) < 20 and task.poll() is None and time.monotonic() < end:
+    while task.poll() is None and time.monotonic() < end:
+        if len(server.served) >= 20 or len(server.batches) == 3:
+            break
         time.sleep(0.01)
     os.kill(task.pid, signal.SIGKILL)
     assert task.wait(timeout=10) == -signal.SIGKILL
