@@ -250,16 +250,16 @@ def _vectors_table(path: Path, columns: Sequence[str]) -> pa.Table:
 
     Raises:
         IncompleteError: it cannot be read.
+        OutputError: it may not be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from chatspace.shards.store import unreadable_shard
 
     try:
         return pq.read_table(
             path, columns=list(columns), partitioning=None, page_checksum_verification=True
         )
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise IncompleteError(
-            f"Damaged shard: {path}; {reason}. `chatspace verify RUN` says what to do."
-        ) from error
+        raise unreadable_shard(path, error) from error

@@ -20,13 +20,12 @@ from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import complaint, read_manifest, split_coverage
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.shards.records import ShardRecord
-from chatspace.shards.store import refuse_forbidden
+from chatspace.shards.store import DAMAGE_ADVICE, unreadable_shard
 from chatspace.shards.table import float_vectors
 from chatspace.shards.vectors import SCALE_COLUMN, VECTOR_COLUMN, Encoding, encoding_of
 
 BLOCK_BYTES = 32 * 2**20
 MOST_BLOCK_ROWS = 65_536
-_ADVICE = "`chatspace verify RUN` says how it is done again."
 KEY_COLUMNS = ("id", "split", "row_index", "chunk_index")
 
 Positions = npt.NDArray[np.int64]
@@ -60,10 +59,10 @@ def read_shard(
                 n_read += batch.num_rows
                 yield batch
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(shard.path, error) from error
+        raise unreadable_shard(shard.path, error) from error
     if n_read != shard.rows:
         raise IncompleteError(
-            f"Damaged shard: {shard.path}; rows={n_read}, recorded {shard.rows}. {_ADVICE}"
+            f"Damaged shard: {shard.path}; rows={n_read}, recorded {shard.rows}. {DAMAGE_ADVICE}"
         )
 
 
@@ -76,7 +75,7 @@ def row_bytes(shard: SourceShard, columns: Sequence[str]) -> int:
     try:
         footer = pq.read_metadata(shard.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(shard.path, error) from error
+        raise unreadable_shard(shard.path, error) from error
     n_bytes = 0
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for chunk in map(group.column, range(footer.num_columns)):
@@ -296,19 +295,8 @@ def shard_schema(path: Path) -> pa.Schema:
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
+        raise unreadable_shard(path, error) from error
     return pa.schema([_own_metadata(field) for field in schema])
-
-
-def _damaged(path: Path, error: Exception) -> IncompleteError:
-    """Returns what to raise of a file that cannot be read.
-
-    Raises:
-        OutputError: it may not be read, and so may well be whole.
-    """
-    refuse_forbidden(path)
-    reason = " ".join(str(error).split()).rstrip(".")
-    return IncompleteError(f"Damaged shard: {path}; {reason}. {_ADVICE}")
 
 
 def _own_metadata(field: pa.Field) -> pa.Field:

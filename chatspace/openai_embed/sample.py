@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chatspace.chunking.chunker import Rows
+from chatspace.chunking.chunker import Chunker, Rows
 from chatspace.openai_embed.chunking import make_chunker
 from chatspace.openai_embed.spec import ModelSection
 from chatspace.openai_embed.tokens import Counts, TokenCounter
@@ -78,12 +78,13 @@ def count_sample(
     n_wanted = n_left if sample_rows == 0 else min(sample_rows, n_left)
     parts, rows_seen = [], 0
     texts: list[str] = []
+    chunker = make_chunker(model, counter)
     for split in plan.splits:
         spans = missing[split.name]
         share = n_wanted * sum(span.n_rows for span in spans) // n_left if n_left else 0
         reader = split_reader(plan, split)
         for span in _blocks(spans, share):
-            counted = _counted(reader.read(span), model, counter)
+            counted = _counted(reader.read(span), model, counter, chunker)
             texts += counted.texts[: max(0, ASKED_INPUTS - len(texts))]
             parts.append(counted)
             rows_seen += span.n_rows
@@ -104,8 +105,9 @@ def missing_shards(plan: Plan, split: SplitPlan) -> list[ShardSpan]:
     return [span for span in split.spans() if span.index not in present]
 
 
-def _counted(rows: Rows, model: ModelSection, counter: TokenCounter) -> Counted:
-    chunker = make_chunker(model, counter)
+def _counted(
+    rows: Rows, model: ModelSection, counter: TokenCounter, chunker: Chunker[int] | None
+) -> Counted:
     if chunker is not None:
         split = chunker.split(rows)
         tokens, row = np.array(split.kept, np.int64), split.rows.row  # (n_chunks,)

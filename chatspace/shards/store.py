@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chatspace.atomic import atomic_path, output_error
-from chatspace.errors import OutputError
+from chatspace.errors import IncompleteError, OutputError
 from chatspace.shards.chunks import count_rows
 from chatspace.shards.records import Owner, ShardRecord, ShardSpan, shard_file_name
 from chatspace.shards.table import vector_norms
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 
 METADATA_KEY = b"chatspace"
+DAMAGE_ADVICE = "`chatspace verify RUN` says how it is done again."
 SHARD_NAME = re.compile(r"^shard-(\d{5}|[1-9]\d{5,})\.parquet$")
 TEMP_NAME = re.compile(r"^\.shard-(\d{5,})\.parquet\.(?P<host>.+)-(?P<pid>\d+)\.tmp$")
 FOREIGN_HOST_TEMP_AGE_S = 3600.0
@@ -323,6 +324,17 @@ def refuse_forbidden(path: Path) -> None:
         return
 
 
+def unreadable_shard(path: Path, error: Exception) -> IncompleteError:
+    """Returns what to raise of a shard whose rows cannot be read.
+
+    Raises:
+        OutputError: it may not be read, and so may well be whole.
+    """
+    refuse_forbidden(path)
+    reason = " ".join(str(error).split()).rstrip(".")
+    return IncompleteError(f"Damaged shard: {path}; {reason}. {DAMAGE_ADVICE}")
+
+
 def footer_owner(footer: dict[str, Any]) -> str:
     """Returns whose shard it is, as errors say it."""
     run_id, split = footer.get("run_id"), footer.get("split")
@@ -339,13 +351,20 @@ def shard_indexes(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def first_foreign_shard(folder: Path, plan_sha256: str) -> tuple[Path, dict[str, Any]] | None:
+def first_foreign_shard(
+    folder: Path, plan_sha256: str, indexes: Sequence[int] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """Returns one shard in `folder` that belongs to another plan, and its footer.
 
     Only the first and the last are opened: a folder is refused as soon as it has a foreign shard,
     so plans do not alternate in it. Each shard is looked at again when it is written or read.
+
+    Args:
+        folder: that of a split.
+        plan_sha256: the plan whose shards belong there.
+        indexes: of the shards in the folder, ascending [it is listed].
     """
-    indexes = shard_indexes(folder)
+    indexes = shard_indexes(folder) if indexes is None else indexes
     for index in dict.fromkeys((*indexes[:1], *indexes[-1:])):
         path = folder / shard_file_name(index)
         footer = read_shard_footer(path, is_logged=False)

@@ -53,7 +53,7 @@ def extent_of(plan: Plan, split: SplitPlan) -> Extent:
     """Looks at a split's folder and at its manifest; opens two shards at most."""
     folder = Path(plan.workspace) / split.output_dir
     indexes = shard_indexes(folder)
-    foreign = first_foreign_shard(folder, plan.plan_sha256)
+    foreign = first_foreign_shard(folder, plan.plan_sha256, indexes)
     return Extent(
         split=split,
         present=() if foreign else tuple(indexes[: bisect_left(indexes, split.n_shards)]),
