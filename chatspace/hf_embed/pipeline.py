@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from chatspace.chunking.chunker import ChunkedRows, Rows
 from chatspace.chunking.documents import chunk_table, document_vectors
+from chatspace.chunking.rows_left import RowsLeft
 from chatspace.errors import InputError
 from chatspace.hf_embed.bucketing import Batch, IntArray
 from chatspace.hf_embed.chunking import TokenChunker
@@ -67,7 +68,7 @@ class _Shard:
     batches: Sequence[Batch]
     vectors: FloatArray  # (n_rows, dim)
     input_row: IntArray  # (n_rows,)
-    n_left: IntArray  # chunks to do of each input row
+    rows_left: RowsLeft
     n_padded_left: int
     n_batches_done: int = 0
 
@@ -80,9 +81,7 @@ class _Shard:
         self.vectors[batch.rows] = vectors
         self.n_batches_done += 1
         self.n_padded_left -= batch.n_padded_tokens
-        which, n_done = np.unique(self.input_row[batch.rows], return_counts=True)
-        self.n_left[which] -= n_done
-        return int((self.n_left[which] == 0).sum())
+        return self.rows_left.finish(batch.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ class Pipeline:
             batches=batches,
             vectors=np.zeros((len(rows.texts), self.encoder.dim), np.float32),
             input_row=input_row,
-            n_left=np.bincount(input_row, weights=tokens.lengths > 0).astype(np.int64),
+            rows_left=RowsLeft(input_row, tokens.lengths > 0),
             n_padded_left=sum(batch.n_padded_tokens for batch in batches),
         )
 
@@ -218,7 +217,7 @@ class Pipeline:
     def _encode(self) -> None:
         self._started: deque[_Started] = deque()
         while (shard := self._next_shard()) is not None:
-            n_without_tokens = int((shard.n_left == 0).sum())  # no batch is begun yet
+            n_without_tokens = shard.rows_left.n_done  # no batch is begun yet
             self.counters.rows += sum(shard.rows.skipped.values()) + n_without_tokens
             if shard.is_whole:
                 self._encoded.put(shard, self.clocks["encoder"])

@@ -16,6 +16,7 @@ import pyarrow as pa
 from chatspace.chunking.chunker import ChunkedRows, Chunker, Rows
 from chatspace.chunking.cutting import IntArray
 from chatspace.chunking.documents import chunk_table, document_vectors
+from chatspace.chunking.rows_left import RowsLeft
 from chatspace.data.rows import PreparedRows, SplitReader
 from chatspace.errors import ModelError
 from chatspace.layout import Layout
@@ -60,19 +61,20 @@ class Shard:
     n_open: int = 0
     row_index: list[int] = field(init=False)  # number in the split of each text's row
     input_row: IntArray = field(init=False)  # position among them of each text's, (n_texts,)
-    _n_left: IntArray = field(init=False)  # texts without an answer of each input row
+    _rows_left: RowsLeft = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         rows, n_texts = self.rows, len(self.rows.texts)
         self.row_index = rows.row_index.tolist()
         self.input_row = rows.row if isinstance(rows, ChunkedRows) else np.arange(n_texts)
-        self._n_left = np.bincount(self.input_row[list(self.inputs.rows)], minlength=n_texts)
+        is_open = np.isin(np.arange(n_texts), self.inputs.rows)  # (n_texts,)
+        self._rows_left = RowsLeft(self.input_row, is_open)
 
     @property
     def rows_left(self) -> int:
         """Input rows that want a vector, or one for some of their chunks."""
-        return int((self._n_left > 0).sum())
+        return self._rows_left.n_left
 
     def add(self, record: Record) -> int:
         """Journals an answer; returns how many input rows are done with it.
@@ -83,9 +85,7 @@ class Shard:
         """
         self.journal.add(record)
         with self._lock:
-            before = self.rows_left
-            np.subtract.at(self._n_left, self.input_row[list(record.rows)], 1)
-            return before - self.rows_left
+            return self._rows_left.finish(record.rows)
 
     def has_length(self, dim: int | None) -> bool:
         """Returns whether the length of its vectors is known, from elsewhere or from its own."""
