@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from chatspace.jobs.events import read_events
 from chatspace.jobs.setup import set_up
 from chatspace.jobs.task import run_task
 from chatspace.layout import Layout
@@ -89,6 +91,14 @@ def request_files(plan: Plan) -> list[str]:
     """What is left in the folder of answers that stand in no shard yet."""
     folder = Layout(Path(plan.workspace)).run(plan.run_id).requests("train")
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def stages_told(plan: Plan) -> list[str]:
+    """What the task said it was at, a word for each change."""
+    log = Layout(Path(plan.workspace)).run(plan.run_id).event_log("train", 0)
+    events, _ = read_events(log, 0)
+    stages = [event["stage"] for event in events if event["event"] == "progress"]
+    return [stage for stage, _ in itertools.groupby(stages)]
 
 
 def runtime_of(plan: Plan) -> dict[str, Any]:

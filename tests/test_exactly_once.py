@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,14 +123,11 @@ def test_task_stopped_by_each_signal_exits_75_and_resumes(
         ((split, slice_),) = slices_of(plan)
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(task_command(plan, split, slice_), stdout=log, stderr=log)
-            deadline = time.monotonic() + 120
-            while len(digests(plan)) < before + 2 and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until(process, partial(has_shards, plan, before + 2))
             process.send_signal(number)
             process.send_signal(number)  # SLURM's own and the batch script's copy
             assert process.wait(timeout=60) == ExitCode.INTERRUPTED, (tmp_path / "log").read_text()
-        assert len(digests(plan)) >= before + 2
+        assert has_shards(plan, before + 2)
     assert verify_of_present(plan)
 
 
@@ -235,3 +234,36 @@ def test_embedding_row_has_the_documented_columns(make_spec: SpecMaker) -> None:
     path = Path(plan.workspace) / plan.splits[0].output_dir / "shard-00000.parquet"
     names = "id source dataset split row_index text metadata embedding model created_at run_id"
     assert pq.read_schema(path).names == names.split()
+
+
+@pytest.mark.slow
+def test_run_says_what_a_second_interrupt_does_and_does_it(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    data = write_parquet(tmp_path / "long" / "docs.parquet", {"text": texts(20_000, seed=3)})
+    plan = set_up(make_spec(dataset={"path": str(data)})).plan
+    folder = Layout(Path(plan.workspace)).run(plan.run_id).folder
+    command = [sys.executable, "-u", "-m", "chatspace", "run", str(folder)]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+        wait_until(process, partial(has_shards, plan, 2))
+        process.send_signal(signal.SIGINT)
+        wait_until(process, lambda: "Ctrl-C again" in (tmp_path / "out").read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == ExitCode.INTERRUPTED
+    said = (tmp_path / "out").read_text()
+    assert f"chatspace: Interrupted: {plan.run_id}. Run it again to resume" in said
+    assert "Traceback" not in said
+    assert verify_of_present(plan)
+
+
+def has_shards(plan: Plan, count: int) -> bool:
+    return len(digests(plan)) >= count
+
+
+def wait_until(process: subprocess.Popen[bytes], is_so: Callable[[], bool]) -> None:
+    """Waits for something that a process does while it lives."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -21,6 +21,7 @@ from tests.openai_runs import (
     rows_of,
     run_here,
     runtime_of,
+    stages_told,
     start_task,
 )
 from tests.openai_server import FakeOpenAI, Fault, vector_of
@@ -91,8 +92,10 @@ def test_run_slice_obeys_retry_after_with_all_its_requests(
     server: FakeOpenAI, tmp_path: Path, asked_s: float
 ) -> None:
     server.faults.append(Fault("status", status=429, headers={"Retry-After": str(asked_s)}))
-    run_here(plan_of(tmp_path, server, requests={"concurrency": 1}))
+    plan = plan_of(tmp_path, server, requests={"concurrency": 1})
+    run_here(plan)
     assert server.times[1] - server.times[0] >= asked_s
+    assert stages_told(plan) == ["embedding", "waiting for the limits", "embedding", "done"]
 
 
 def before(server: FakeOpenAI, seconds: float) -> int:
@@ -175,6 +178,7 @@ def test_run_slice_when_nobody_answers_gives_up_and_keeps_answers(
     with pytest.raises(UnfitEnvironmentError, match=r"No answer: tiny; .* the last: 500"):
         run_here(plan)
     assert "shard-00000.journal" in request_files(plan)
+    assert stages_told(plan) == ["embedding", "waiting for the endpoint"]
     server.faults.clear()
     run_here(plan)
     check_vectors(plan)

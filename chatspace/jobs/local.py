@@ -19,13 +19,16 @@ from chatspace.jobs.attempt import usable_threads
 from chatspace.jobs.causes import cause_of_exit
 from chatspace.jobs.events import EventLog, read_events
 from chatspace.jobs.progress import LiveProgress
+from chatspace.jobs.signals import INT_GRACE_S
 from chatspace.layout import Layout, path_component
 from chatspace.plan.model import Plan, Slice, SplitPlan
 from chatspace.shards.store import utc_now
 
 POLL_S = 0.2
-# A worker gets this long after Ctrl-C to finish or drop its shard before it is killed.
+# A worker gets this long after Ctrl-C to finish or drop its shard before it is killed, and this
+# long after a second one to drop it.
 STOP_TIMEOUT_S = 30.0
+DROP_TIMEOUT_S = 5.0
 
 
 class SliceFailed(ChatspaceError):
@@ -86,7 +89,7 @@ def run_local(
             time.sleep(POLL_S)
             pool.poll()
     except KeyboardInterrupt:
-        pool.interrupt()
+        pool.interrupt_patiently()
         raise InterruptedRun(
             f"Interrupted: {plan.run_id}. Run it again to resume; finished shards are kept."
         ) from None
@@ -198,11 +201,23 @@ class _Pool:
         if self.progress is not None:
             self.progress.tick()
 
-    def interrupt(self) -> None:
-        """Passes SIGINT on and waits until the workers have finished or dropped their shards."""
+    def interrupt_patiently(self) -> None:
+        """Lets the workers finish their shards or drop them; a second Ctrl-C has them dropped."""
+        try:
+            if self.progress is not None:
+                self.progress.note(
+                    f"stopping: shards that end within {INT_GRACE_S:.0f} s are kept; "
+                    "Ctrl-C again stops at once"
+                )
+            self._interrupt(STOP_TIMEOUT_S)
+        except KeyboardInterrupt:
+            self._interrupt(DROP_TIMEOUT_S)
+
+    def _interrupt(self, timeout_s: float) -> None:
+        """Passes SIGINT on and waits until the workers have ended."""
         for worker in self.running:
             worker.process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while self.running and time.monotonic() < deadline:
             time.sleep(POLL_S)
             self.poll()

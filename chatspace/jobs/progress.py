@@ -169,8 +169,13 @@ class LiveProgress:
         state = self.slices[slice_index]
         state.apply(event)
         if state.stage in ("failed", "interrupted"):
-            self._out(f"slice {state.label} {state.stage}{state.message and f': {state.message}'}")
+            self.note(f"slice {state.label} {state.stage}{state.message and f': {state.message}'}")
         self.tick()
+
+    def note(self, line: str) -> None:
+        """Writes a line, above the table where there is one."""
+        if self._console is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:
         """Writes the line that is due, where there is no terminal; for times without events."""
@@ -234,11 +239,7 @@ class LiveProgress:
         parts = [f"{state.rows_done:,}/{state.rows_total:,} rows ({share:.0%})", state.stage]
         if state.tokens_per_s and not state.is_ended:
             parts.append(f"{state.tokens_per_s:,.0f} tokens/s, ETA {format_duration(state.eta_s)}")
-        self._out(", ".join(parts))
-
-    def _out(self, line: str) -> None:
-        if self._console is not None:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.note(", ".join(parts))
 
 
 def _told_at_s(event: Mapping[str, Any]) -> float | None:

@@ -105,6 +105,7 @@ class Asker:
         advice: what that person can do where there is no answer.
         earlier: what earlier executions of the run were served, None where nothing is known.
         keep: is told what this one is served, before the answer is used.
+        stage: what a task is at that was last answered in vain; empty once there is an answer.
     """
 
     client: Embeds
@@ -120,6 +121,7 @@ class Asker:
     earlier: Served | None = None
     keep: Callable[[Served], None] = lambda _: None
     tally: Tally = field(default_factory=Tally)
+    stage: str = ""
     first_backoff_s: float = FIRST_BACKOFF_S
     _served: Served | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -222,7 +224,9 @@ class Asker:
                 before()
             began_s = self.limiter.clock()
             try:
-                return attempt()
+                result = attempt()
+                self.stage = ""
+                return result
             except BadAnswerError as error:
                 n_bad += 1
                 if n_bad >= BAD_ANSWERS:
@@ -234,6 +238,7 @@ class Asker:
             except AgainError as error:
                 wait_s, why, is_limit = error.after_s, str(error), error.is_limit
                 self.tally.add(limited=int(is_limit))
+            self.stage = "waiting for the limits" if is_limit else "waiting for the endpoint"
             # From the first one on; where a person waits, with it.
             failing_s += self.limiter.clock() - began_s if n_tries or self.is_awaited else 0.0
             doublings = min(n_tries, _MOST_DOUBLINGS)

@@ -59,11 +59,11 @@ class BatchRun(SliceRun):
         """
         self._room = self.requests.max_batches
         driver = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self.counters.report(self.work)  # from now on a stop waits for the request under way
+        self.report()  # from now on a stop waits for the request under way
         try:
             driving: Future[None] = driver.submit(self._drive)
             while not wait([driving], timeout=TICK_S).done:
-                self.counters.report(self.work, "waiting for batches")
+                self.report("waiting for batches")
                 if self.work.stop.requested:
                     self.asker.limiter.halt.set()
             with suppress(Halted):

@@ -46,7 +46,7 @@ class DirectRun(SliceRun):
         spans = self.work.shards()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         askers = ThreadPoolExecutor(self.requests.concurrency, thread_name_prefix="asker")
-        self.counters.report(self.work)  # from now on a stop waits for the requests under way
+        self.report()  # from now on a stop waits for the requests under way
         try:
             while not self.work.stop.requested:
                 self._begin(spans, loader)
@@ -56,7 +56,7 @@ class DirectRun(SliceRun):
                     self.is_done = True
                     break
                 self._tick(askers)
-                self.counters.report(self.work)
+                self.report()
             self._finish_under_way(self.work.stop.remaining_s)
         except BaseException:
             with suppress(Exception):  # the first error is the one to tell
@@ -162,6 +162,6 @@ class DirectRun(SliceRun):
             wait(self._requests, timeout=TICK_S)
             for request in [request for request in self._requests if request.done()]:
                 del self._requests[request]
-            self.counters.report(self.work)
+            self.report()
         if self._failure is not None:
             raise self._failure

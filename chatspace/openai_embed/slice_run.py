@@ -14,6 +14,7 @@ from chatspace.plan.work import Progress, SliceWork, StageTimes
 from chatspace.shards.records import ShardSpan
 
 TICK_S = 0.25
+REPORT_EVERY_S = 0.5
 STAGES = ("loader", "requests", "writer")
 
 
@@ -42,12 +43,6 @@ class Counters:
             self.rows += rows
             self.n_tokens += n_tokens
 
-    def report(self, work: SliceWork, stage: str = "embedding") -> None:
-        """Tells the task how far the slice is; what the endpoint pads is not known."""
-        work.report(
-            Progress(rows=self.rows, n_tokens=self.n_tokens, n_padded_tokens=0, stage=stage)
-        )
-
 
 @dataclass(slots=True, kw_only=True)
 class SliceRun:
@@ -65,6 +60,22 @@ class SliceRun:
     is_done: bool = False
     # Shards without a vector, until the length is known that theirs would have.
     _held: deque[ShardSpan] = field(default_factory=deque)
+    _told_stage: str = ""
+    _told_at_s: float = 0.0
+
+    def report(self, stage: str = "embedding") -> None:
+        """Tells the task how far the slice is, now and then, and whenever the stage is another.
+
+        Args:
+            stage: what it is at, unless the endpoint was last asked in vain.
+        """
+        stage, now_s = self.asker.stage or stage, time.monotonic()
+        if stage == self._told_stage and now_s < self._told_at_s + REPORT_EVERY_S:
+            return
+        self._told_stage, self._told_at_s = stage, now_s
+        rows, n_tokens = self.counters.rows, self.counters.n_tokens
+        # What the endpoint pads is not known.
+        self.work.report(Progress(rows=rows, n_tokens=n_tokens, n_padded_tokens=0, stage=stage))
 
     def _write(self, shard: Shard) -> bool:
         """Writes a shard, unless it has to wait; returns whether it did.

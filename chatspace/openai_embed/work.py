@@ -61,7 +61,7 @@ def run_slice(work: SliceWork) -> SliceOutcome:
         run.run()
     finally:
         session.client.close()
-    counters.report(work, "done" if run.is_done else "embedding")
+    run.report("done" if run.is_done else "embedding")
     return _outcome(start, counters, session.facts(), is_done=run.is_done)
 
 
