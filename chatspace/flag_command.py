@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,6 +62,24 @@ def parse_flags(kind: str, command: str, arguments: Sequence[str]) -> ParsedFlag
     )(collect)
     app(args=list(arguments), prog_name=command, standalone_mode=bool(_asks_help(arguments)))
     return parsed[0]
+
+
+def named_spec(kind: str, words: Sequence[str], *, takes: Iterable[str] = _TAKEN) -> str | None:
+    """Returns the run spec that stands among the words, and not as the value of an option.
+
+    Args:
+        kind: kind of run, whose keys are options.
+        words: what stands behind the command.
+        takes: further options that take a value.
+    """
+    flags = iter_flags(KINDS[kind].spec_model())
+    with_value = {name for flag in flags if flag.type != "boolean" for name in flag.names}
+    with_value.update(takes)
+    for before, word in zip(["", *words], words, strict=False):
+        is_file = word.endswith((".yaml", ".yml")) and not word.startswith("-")
+        if is_file and before not in with_value:
+            return word
+    return None
 
 
 def _asks_help(arguments: Sequence[str]) -> bool:

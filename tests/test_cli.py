@@ -196,6 +196,13 @@ def test_run_then_everything_else_works_on_the_result(chatspace: Command, tmp_pa
 
 
 @pytest.mark.slow
+def test_embed_hf_with_a_run_spec_says_which_command_takes_it(chatspace: Command) -> None:
+    for words in (["setups/x.yaml"], ["--workers", "2", "setups/x.yaml"]):
+        done = chatspace("embed-hf", *words)
+        assert done.returncode == 2
+        assert "Use `chatspace run setups/x.yaml`" in done.stderr
+
+
 def test_embed_hf_from_flags_embeds(chatspace: Command, tmp_path: Path, tiny_model: Path) -> None:
     done = chatspace(
         "embed-hf", "--source", "parquet", "--path", "data", "--workspace", "ws",

@@ -53,7 +53,7 @@ def embed_dataset(context: typer.Context) -> None:
 
 
 def _asked(words: Sequence[str]) -> _Asked:
-    from chatspace.flag_command import parse_flags
+    from chatspace.flag_command import named_spec, parse_flags
 
     if not words:
         raise SpecError(
@@ -63,7 +63,7 @@ def _asked(words: Sequence[str]) -> _Asked:
     if any(word in ("-h", "--help") for word in words):
         say(_USAGE)
         words = ["--help"]
-    if _has_file(words):
+    if named_spec(KIND, words, takes=("--set", "--sample-rows", "--workers")):
         return _from_file(words)
     if any(word.partition("=")[0] == "--set" for word in words):
         raise SpecError(
@@ -72,19 +72,6 @@ def _asked(words: Sequence[str]) -> _Asked:
         )
     parsed = parse_flags(KIND, COMMAND, words)
     return _Asked(parsed.spec, parsed.workers)
-
-
-def _has_file(words: Sequence[str]) -> bool:
-    """Tells whether a run spec stands among the words, and not as the value of an option."""
-    from chatspace.spec.flags import iter_flags
-
-    flags = iter_flags(KINDS[KIND].spec_model())
-    takes = {name for flag in flags if flag.type != "boolean" for name in flag.names}
-    takes |= {"--set", "--sample-rows", "--workers"}
-    return any(
-        word.endswith((".yaml", ".yml")) and not word.startswith("-") and before not in takes
-        for before, word in zip(["", *words], words, strict=False)
-    )
 
 
 def _from_file(words: Sequence[str]) -> _Asked:

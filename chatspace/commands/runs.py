@@ -162,8 +162,13 @@ def verify(run: RunArgument, workspace: WorkspaceOption = None) -> None:
 
 def embed_hf(context: typer.Context) -> None:
     """Embed here, with a run spec given as flags."""
-    from chatspace.flag_command import parse_flags
+    from chatspace.flag_command import named_spec, parse_flags
 
+    if spec := named_spec("embed", context.args):
+        raise SpecError(
+            f"A run spec, not flags: {spec}. Use `chatspace run {shlex.quote(spec)}`, with "
+            "--set KEY=VALUE for what differs."
+        )
     parsed = parse_flags("embed", "chatspace embed-hf", context.args)
     done = set_up_spec(parsed.spec)
     show_summary(done.plan, *run_here(done, parsed.workers))
