@@ -14,7 +14,12 @@ from chatspace.errors import IncompleteError, InputError
 from chatspace.jobs.gather import read_manifest
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.layout import Layout
-from chatspace.mend.cancel import cancel
+from chatspace.mend.cancel import (
+    cancel,
+    cancel_batches,
+    left_batches,
+    refuse_without_batches,
+)
 from chatspace.mend.resubmit import Resubmitted, resubmit
 from chatspace.plan.model import Plan, SplitPlan
 from chatspace.watch.completeness import is_complete
@@ -138,15 +143,35 @@ class Run:
             check=partial(refuse_unfit, tell=log.warning) if doctor else None,
         )
 
-    def cancel(self, *, scheduler: Scheduler | None = None) -> list[str]:
+    def cancel(self, *, batches: bool = False, scheduler: Scheduler | None = None) -> list[str]:
         """Cancels what is queued or running of the run, and returns the ids of the jobs.
 
-        What is done stays. Running tasks may take some seconds to end.
+        What is done stays. Running tasks may take some seconds to end. Batches that are left with
+        an endpoint go on there and are charged; a warning of the log names them.
+
+        Args:
+            batches: cancel these at the endpoint, too; what is submitted later fetches what they
+                have done.
+            scheduler: where the jobs are [SLURM].
 
         Raises:
-            UnfitEnvironmentError: SLURM is missing or refuses.
+            InputError: `batches` of a kind that leaves none with anybody.
+            UnfitEnvironmentError: SLURM, or the endpoint, is missing or refuses.
         """
-        return cancel(self.plan, scheduler or SlurmScheduler())
+        if batches:
+            refuse_without_batches(self.plan)
+        cancelled = cancel(self.plan, scheduler or SlurmScheduler())
+        if batches:
+            for batch in cancel_batches(self.plan):
+                log.info("%s", batch)
+        elif left := left_batches(self.plan):
+            log.warning(
+                "%s: left with the endpoint, to go on there and be charged: %s. "
+                "run.cancel(batches=True) cancels them there.",
+                self.run_id,
+                "; ".join(left),
+            )
+        return cancelled
 
     def report(self) -> Report:
         """Returns what the run took, beside its prediction, and what to ask for next time.

@@ -64,6 +64,27 @@ def test_rows_by_length_see_themselves_alone(
     assert torch.allclose(found.double(), one_by_one(states, lengths, scope), atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 5, 8, 40])
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_windows_of_some_queries_at_a_time_are_the_attention(
+    window: int, causal: bool, lengths: list[int]
+) -> None:
+    states, scope = states_of(sum(lengths)), Scope(window=window, causal=causal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_WINDOW_STEP", 8)
+        found = packing._by_length(states, equal_lengths(np.array(lengths)), scope)
+    assert torch.allclose(found.double(), one_by_one(states, lengths, scope), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [511, 512, 513, 1300])
+def test_long_row_with_a_window_is_the_attention(length: int) -> None:
+    states, scope = states_of(length), Scope(window=65)
+    found = packing._by_length(states, [(1, length)], scope)
+    assert torch.allclose(found.double(), one_by_one(states, [length], scope), atol=1e-5)
+
+
 @pytest.mark.parametrize("lengths", [[700], [9] * 50, [3, 3, 2]])
 def test_steps_in_bfloat16_are_the_attention(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch

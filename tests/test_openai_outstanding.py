@@ -11,8 +11,10 @@ import pytest
 from chatspace.errors import UnfitEnvironmentError
 from chatspace.mend.cancel import cancel_batches, left_batches
 from chatspace.plan.model import Plan
+from chatspace.run import Run
 from tests.openai_runs import check_vectors, plan_of, request_files, run_here, start_task
 from tests.openai_server import FakeOpenAI
+from tests.runs import FakeScheduler
 from tests.test_openai_batching import BATCH, ledger_path, wait_for
 from tests.vector_runs import random_vectors, vector_run
 
@@ -55,6 +57,17 @@ def test_cancel_names_the_batches_that_go_on_and_asks_nobody(
     assert left_batches(stopped) == []
     _, said, _ = chatspace("cancel", folder_of(stopped))
     assert said == f"{stopped.run_id}: nothing is queued or running\n"
+
+
+def test_notebook_names_the_batches_and_cancels_them_when_asked(
+    stopped: Plan, server: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    idle = FakeScheduler({})
+    assert Run(stopped).cancel(scheduler=idle) == []
+    assert "go on there and be charged: batch_0  train shard 0; batch_1" in caplog.text
+    assert {batch["status"] for batch in server.batches.values()} == {"in_progress"}
+    assert Run(stopped).cancel(batches=True, scheduler=idle) == []
+    assert {batch["status"] for batch in server.batches.values()} == {"cancelling"}
 
 
 def test_batches_that_were_cancelled_are_fetched_and_the_rest_is_asked_for_once(

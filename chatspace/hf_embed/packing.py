@@ -26,8 +26,10 @@ from chatspace.hf_embed.bucketing import Group
 
 PACKED = "chatspace_packed"
 _NOT_COVERED = ("softcap", "position_bias", "s_aux", "cache")
-_REMEMBERED_LENGTH = 1024  # a mask is a MiB then; those of longer rows are made each time
+_REMEMBERED_MASK = 2**20  # bytes; larger masks are made each time
+_WINDOW_STEP = 512  # queries of a row with a sliding window that are attended at a time
 _SCORES_PER_STEP = 2**19  # one MiB in bfloat16: what a core's second-level cache holds
+_LONGEST_IN_STEPS = 4096  # tokens: all scores of a head are held, 32 MiB by then
 
 
 class States(NamedTuple):
@@ -123,8 +125,7 @@ def _by_length(states: States, groups: Sequence[Group], scope: Scope) -> torch.T
     n_shared = q.shape[1] // k.shape[1]
     if n_shared > 1:  # heads that share keys and values get copies
         k, v = (part.repeat_interleave(n_shared, dim=1) for part in (k, v))
-    masked = [(group, _mask(group[1], scope)) for group in groups]
-    return attend_groups(States(q, k, v), masked, scope)
+    return attend_groups(States(q, k, v), ((group, None) for group in groups), scope)
 
 
 def attend_groups(
@@ -134,15 +135,15 @@ def attend_groups(
 
     Args:
         states: as many heads of each.
-        groups: runs of rows of one length, each with the mask of `attend_rows`.
+        groups: runs of rows of one length, each with the bias of `attend_rows`.
         scope: the same for all.
     """
     out = torch.empty_like(states.v)
     start = 0
-    for (n_rows, length), mask in groups:
+    for (n_rows, length), bias in groups:
         piece = slice(start, start + n_rows * length)
         rows = States(*(rows_of(part[piece], length) for part in states))
-        rows_of(out[piece], length).copy_(attend_rows(rows, mask, scope))
+        rows_of(out[piece], length).copy_(attend_rows(rows, bias, scope))
         start += n_rows * length
     return out
 
@@ -152,19 +153,47 @@ def rows_of(states: torch.Tensor, length: int) -> torch.Tensor:
     return states.view(-1, length, *states.shape[1:]).transpose(1, 2)
 
 
-def attend_rows(states: States, mask: torch.Tensor | None, scope: Scope) -> torch.Tensor:
+def attend_rows(states: States, bias: torch.Tensor | None, scope: Scope) -> torch.Tensor:
     """Returns the attention of rows of one length, (n_rows, n_heads, length, head_dim).
 
     Args:
         states: each of that shape.
-        mask: (..., length, length), True or a number to add where a token is seen; None for all.
-        scope: its window is in the mask already.
+        bias: (..., length, length), added to the scores; None for nothing.
+        scope: without a bias.
     """
-    if mask is None and not scope.causal and states.q.dtype == torch.bfloat16 and not _has_amx():
+    length = states.q.shape[2]
+    if bias is None and scope.window is not None and scope.window < length:
+        return _attend_in_window(states, scope, scope.window - 1)
+    takes_steps = bias is None and not scope.causal and length <= _LONGEST_IN_STEPS
+    if takes_steps and states.q.dtype == torch.bfloat16 and not _has_amx():
         return _attend_in_steps(states, scope.scale or states.q.shape[-1] ** -0.5)
     return torch.nn.functional.scaled_dot_product_attention(
-        *states, attn_mask=mask, is_causal=scope.causal and mask is None, scale=scope.scale
+        *states, attn_mask=bias, is_causal=scope.causal and bias is None, scale=scope.scale
     )
+
+
+def _attend_in_window(states: States, scope: Scope, reach: int) -> torch.Tensor:
+    """Returns what `attend_rows` does, some queries at a time with the keys that these reach.
+
+    Args:
+        states: each (n_rows, n_heads, length, head_dim).
+        scope: with a window.
+        reach: how many tokens away a token sees.
+    """
+    out, length = torch.empty_like(states.v), states.v.shape[2]
+    for start in range(0, length, _WINDOW_STEP):
+        stop = min(start + _WINDOW_STEP, length)
+        first, last = max(0, start - reach), stop if scope.causal else min(length, stop + reach)
+        shape = (stop - start, last - first)
+        make = _remembered if shape[0] * shape[1] <= _REMEMBERED_MASK else _seen
+        out[:, :, start:stop] = torch.nn.functional.scaled_dot_product_attention(
+            states.q[:, :, start:stop],
+            states.k[:, :, first:last],
+            states.v[:, :, first:last],
+            attn_mask=make(shape, start - first, reach, scope.causal),
+            scale=scope.scale,
+        )
+    return out
 
 
 def _attend_in_steps(states: States, scale: float) -> torch.Tensor:
@@ -194,18 +223,17 @@ def flash_is_missing() -> bool:
     return not {"enable_gqa", "num_splits"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
-def _mask(length: int, scope: Scope) -> torch.Tensor | None:
-    """Returns which tokens see each other, (length, length), None where a plain pass will do."""
-    if scope.window is None or scope.window >= length:
-        return None
-    return (_remembered if length <= _REMEMBERED_LENGTH else _seen)(length, scope)
+def _seen(shape: tuple[int, int], n_before: int, reach: int, causal: bool) -> torch.Tensor:
+    """Returns which keys each query sees, (n_queries, n_keys).
 
-
-def _seen(length: int, scope: Scope) -> torch.Tensor:
-    assert scope.window is not None
-    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    seen = distance.abs() < scope.window
-    return seen & (distance >= 0) if scope.causal else seen
+    Args:
+        shape: of the result.
+        n_before: keys that stand before the one at the place of the first query.
+        reach: how many tokens away a query sees.
+        causal: only back.
+    """
+    seen = torch.ones(shape, dtype=torch.bool)
+    return seen.triu_(n_before - reach).tril_(n_before + (0 if causal else reach))
 
 
 _remembered = lru_cache(maxsize=64)(_seen)

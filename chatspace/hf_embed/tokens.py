@@ -8,6 +8,7 @@ through `LibraryTokenizer`, which is slower and right.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,9 +22,8 @@ from chatspace.hf_embed.bucketing import Batch, IntArray, equal_lengths
 
 TEXTS_PER_CALL = 256
 CHARS_PER_CALL = 2**22  # the tokenizer needs about a hundred bytes for each
-MARGIN_TOKENS = (
-    64  # a cut changes tokens only close to it; these lie between the cut and what is used
-)
+# A cut changes tokens only close to it; these lie between the cut and what is used.
+MARGIN_TOKENS = 64
 
 Features = dict[str, Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -299,10 +299,15 @@ class FastTokenizer:
 
 
 class LibraryTokenizer:
-    """The library's own tokenising, for models that need more than ids and a mask."""
+    """The library's own tokenising, for models that need more than ids and a mask.
+
+    The loader counts tokens without truncation while workers make batches with it, and both are
+    settings of the one tokenizer that they share: so one call at a time.
+    """
 
     def __init__(self, model: Any, *, prompt: str) -> None:
         self._model, self._prompt = model, prompt
+        self._lock = threading.Lock()
 
     def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> Tokens:
         """Returns the lengths of `texts`; the tokens themselves are made batch by batch."""
@@ -321,7 +326,9 @@ class LibraryTokenizer:
 
     def preprocess(self, texts: list[str], **options: Any) -> Features:
         """Returns what the model's forward takes for `texts`, padded to the longest of them."""
-        features: Features = self._model.preprocess(texts, prompt=self._prompt or None, **options)
+        prompt = self._prompt or None
+        with self._lock:
+            features: Features = self._model.preprocess(texts, prompt=prompt, **options)
         return features
 
 

@@ -25,7 +25,8 @@ def cancel(plan: Plan, scheduler: Scheduler) -> list[str]:
         UnfitEnvironmentError: the batch system does not answer or refuses.
     """
     active = active_jobs(plan, scheduler)
-    scheduler.cancel([job for job in active if job.isdigit()])
+    if in_slurm := [job for job in active if job.isdigit()]:
+        scheduler.cancel(in_slurm)
     for job in active:
         host, _, pid = job.rpartition(":")
         if host == platform.node():
