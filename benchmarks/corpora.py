@@ -12,7 +12,7 @@ import random
 import statistics
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,6 +97,17 @@ def corpus(name: str, *, n_tokens: int, count: Count, seed: int = 0) -> list[str
     return [_take(words, target, measure) for target in targets]
 
 
+def exact(lengths: Sequence[int], *, count: Count, seed: str) -> list[str]:
+    """Returns a row of each of these lengths in tokens, special tokens counted; at least one word.
+
+    Not covered: tokenizers that join what a space parts, for which the words of a row have other
+    tokens than each of them alone.
+    """
+    measure = _Measure(count)
+    words = _words(random.Random(seed))
+    return [_fill(words, max(1, length - measure.n_special), measure) for length in lengths]
+
+
 def measure(texts: list[str], count: Count, *, limit: int = LIMIT) -> Lengths:
     """Returns how long rows really are by the model's tokenizer."""
     whole = [count(text) for text in texts]
@@ -143,17 +154,28 @@ def _take(words: Iterator[str], target: float, measure: _Measure) -> str:
     return " ".join(taken)
 
 
+def _fill(words: Iterator[str], n_tokens: int, measure: _Measure) -> str:
+    """Returns the next words that fit until the row is full; many words are one token."""
+    taken = []
+    while n_tokens > 0:
+        word = next(words)
+        if measure(word) <= n_tokens:
+            taken.append(word)
+            n_tokens -= measure(word)
+    return " ".join(taken)
+
+
 def _words(rng: random.Random) -> Iterator[str]:
     """Yields the words of all paragraphs without end, each time round in another order."""
-    paragraphs = list(_paragraphs())
+    shuffled = list(paragraphs())
     while True:
-        rng.shuffle(paragraphs)
-        for paragraph in paragraphs:
+        rng.shuffle(shuffled)
+        for paragraph in shuffled:
             yield from paragraph.split()
 
 
 @lru_cache(maxsize=1)
-def _paragraphs() -> tuple[str, ...]:
+def paragraphs() -> tuple[str, ...]:
     """Returns paragraphs of prose, none twice; code and tables are left out.
 
     Raises:

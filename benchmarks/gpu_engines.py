@@ -1,10 +1,10 @@
-"""The engines of `encode_gpu.py`: sentence-transformers and chatspace, each loaded and ready."""
+"""The engines of `encode_gpu.py`: sentence-transformers and chatspace, and how each is loaded."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from models import LIMIT
+from corpora import LIMIT
 from sentence_transformers import SentenceTransformer
+from torch._dynamo.utils import counters
 
 from chatspace.hf_embed.compiling import warm_up
 from chatspace.hf_embed.loading import load_encoder
@@ -22,8 +23,13 @@ from chatspace.hf_embed.spec import EncodeSection, ModelSection
 Array = npt.NDArray[np.float32]
 Run = Callable[[], object]
 
-COMPILED = "chatspace buckets, compiled"
+SHORT = "50"
+"""The corpus on which recorded graphs should gain most: little work for each kernel that starts."""
 SMALLEST_COMPILED = 64  # tokens; each bucket is a graph, and graphs take the most time here
+
+
+class CannotRunError(Exception):
+    """An engine is not for this machine or model; the reason is one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +39,89 @@ class Engine:
     Attributes:
         embed: texts in, vectors out, (n_texts, dim).
         prepare: makes the batches of some texts and returns the run over them.
-        ready_s: seconds that loading and warming up took.
         note: what it says of itself.
     """
 
-    name: str
     embed: Callable[[Sequence[str]], Array]
     prepare: Callable[[Sequence[str]], Run]
-    ready_s: float
     note: str = ""
 
 
-def chatspace_engine(name: str, path: Path, device: str, encode: EncodeSection) -> Engine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An engine that is not loaded yet.
+
+    Attributes:
+        load: returns it ready; raises `CannotRunError`, or whatever it fails with.
+        corpus: the only one that it is for [all].
+        compiles: it makes graphs first, which takes minutes.
+    """
+
+    name: str
+    load: Callable[[], Engine]
+    corpus: str | None = None
+    compiles: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where engines run.
+
+    Attributes:
+        path: folder of the model.
+        compiles: compiled engines run too.
+        few_graphs: one for each compiled engine, for a quick run.
+        records: measure recorded graphs, which are for small models.
+    """
+
+    path: Path
+    device: str
+    compiles: bool
+    few_graphs: bool
+    records: bool
+
+
+def candidates(place: Place) -> list[Candidate]:
+    """Returns what is compared, in the order of the table."""
+    found = [
+        Candidate(name=f"sentence-transformers, {n}", load=partial(library_engine, place, n))
+        for n in (32, 256)
+    ]
+    unpadded = partial(unpadded_library_engine, place, 256)
+    found.append(Candidate(name="sentence-transformers unpadded, 256", load=unpadded))
+    for name, encode in (
+        ("buckets", EncodeSection(batching="buckets")),
+        ("packed", EncodeSection(batching="pack")),
+    ):
+        load = partial(chatspace_engine, place, encode)
+        found.append(Candidate(name=f"chatspace {name}", load=load))
+    least = LIMIT if place.few_graphs else SMALLEST_COMPILED
+    load = partial(compiled_engine, place, EncodeSection(compile=True, bucket_min_tokens=least))
+    found.append(Candidate(name="chatspace buckets, compiled", load=load, compiles=True))
+    if place.records:
+        found.append(_recording(place))
+    return found
+
+
+def _recording(place: Place) -> Candidate:
+    """Returns the encoder with CUDA graphs, of short rows alone: one bucket is one graph."""
+    encode = EncodeSection(
+        compile=True, compile_mode="reduce-overhead", bucket_min_tokens=SMALLEST_COMPILED
+    )
+    return Candidate(
+        name="chatspace buckets, reduce-overhead",
+        load=partial(compiled_engine, place, encode, max_tokens=SMALLEST_COMPILED),
+        corpus=SHORT,
+        compiles=True,
+    )
+
+
+def chatspace_engine(place: Place, encode: EncodeSection, max_tokens: int = LIMIT) -> Engine:
     """Returns this project's encoder."""
-    start = time.perf_counter()
-    section = ModelSection(name=path.name, dtype="bfloat16", device=device)
-    encoder = load_encoder(section, encode, path=str(path))
+    section = ModelSection(
+        name=place.path.name, dtype="bfloat16", device=place.device, max_tokens=max_tokens
+    )
+    encoder = load_encoder(section, encode, path=str(place.path))
     if encode.compile:
         warm_up(encoder)
 
@@ -63,22 +136,35 @@ def chatspace_engine(name: str, path: Path, device: str, encode: EncodeSection) 
         return run
 
     note = f"{encoder.runtime['tokens_per_batch']:,} tokens a batch"
-    ready_s = time.perf_counter() - start
-    return Engine(
-        name=name,
-        embed=encoder.embed,
-        prepare=prepare,
-        ready_s=ready_s,
-        note="; ".join([note, *encoder.notes]),
-    )
+    return Engine(embed=encoder.embed, prepare=prepare, note="; ".join([note, *encoder.notes]))
 
 
-def library_engine(name: str, model: Any, batch_size: int, ready_s: float) -> Engine:
+def compiled_engine(place: Place, encode: EncodeSection, max_tokens: int = LIMIT) -> Engine:
+    """Returns this project's encoder, compiled.
+
+    Raises:
+        CannotRunError: it is not asked for.
+    """
+    if not place.compiles:
+        raise CannotRunError("no GPU; add --compile")
+    before = counters["inductor"]["cudagraph_skips"]
+    engine = chatspace_engine(place, encode, max_tokens)
+    n_left_out = counters["inductor"]["cudagraph_skips"] - before
+    if n_left_out:
+        return replace(engine, note=f"{engine.note}; {n_left_out} graphs not recorded by PyTorch")
+    return engine
+
+
+def library_engine(place: Place, batch_size: int, attention: str = "sdpa") -> Engine:
     """Returns sentence-transformers with a batch size."""
+    model = load_library(
+        place.path, place.device, dtype=torch.bfloat16, attn_implementation=attention
+    )
 
     def embed(texts: Sequence[str]) -> Array:
         vectors = model.encode(list(texts), batch_size=batch_size, convert_to_tensor=True)
-        return vectors.float().cpu().numpy()
+        array: Array = vectors.float().cpu().numpy()
+        return array
 
     def prepare(texts: Sequence[str]) -> Run:
         ordered = sorted(texts, key=len, reverse=True)
@@ -94,14 +180,24 @@ def library_engine(name: str, model: Any, batch_size: int, ready_s: float) -> En
 
         return run
 
-    return Engine(name=name, embed=embed, prepare=prepare, ready_s=ready_s)
+    flat = bool(getattr(model[0], "can_flatten_inputs", False))
+    return Engine(embed=embed, prepare=prepare, note="without padding" if flat else "")
 
 
-def _on(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value
-        for key, value in features.items()
-    }
+def unpadded_library_engine(place: Place, batch_size: int) -> Engine:
+    """Returns sentence-transformers as it leaves padding out.
+
+    Raises:
+        CannotRunError: it cannot do so here.
+    """
+    if place.device == "cpu":
+        raise CannotRunError("no GPU")
+    if find_spec("flash_attn") is None:
+        raise CannotRunError("flash-attn is not installed")
+    engine = library_engine(place, batch_size, "flash_attention_2")
+    if not engine.note:
+        raise CannotRunError("the library pads this model all the same")
+    return engine
 
 
 def load_library(path: Path, device: str, **model_kwargs: Any) -> Any:
@@ -111,46 +207,14 @@ def load_library(path: Path, device: str, **model_kwargs: Any) -> Any:
     return model.eval()
 
 
-def _library(path: Path, device: str) -> Iterator[Engine]:
-    start = time.perf_counter()
-    model = load_library(path, device, dtype=torch.bfloat16, attn_implementation="sdpa")
-    ready_s = time.perf_counter() - start
-    for batch_size in (32, 256):
-        yield library_engine(f"sentence-transformers, {batch_size}", model, batch_size, ready_s)
-
-
-def _library_unpadded(path: Path, device: str) -> Iterator[Engine | tuple[str, str]]:
-    name = "sentence-transformers unpadded, 256"
-    if device == "cpu" or find_spec("flash_attn") is None:
-        why = "no GPU" if device == "cpu" else "flash-attn is not installed"
-        yield name, f"not run: {why}"
-        return
-    start = time.perf_counter()
-    kind = "flash_attention_2"
-    try:
-        model = load_library(path, device, dtype=torch.bfloat16, attn_implementation=kind)
-    except (ImportError, ValueError, RuntimeError) as error:  # installed, but not for this machine
-        yield name, why_not(error)
-        return
-    engine = library_engine(name, model, 256, time.perf_counter() - start)
-    flat = getattr(model[0], "can_flatten_inputs", False)
-    yield engine if flat else (name, "not run: the library pads this model all the same")
-
-
-def engines(path: Path, device: str) -> Iterator[Engine | tuple[str, str]]:
-    """Yields what is compared, or the name of what cannot run here and why; compiled ones later."""
-    yield from _library(path, device)
-    yield from _library_unpadded(path, device)
-    for name, batching in (("chatspace buckets", "buckets"), ("chatspace packed", "pack")):
-        yield chatspace_engine(name, path, device, EncodeSection(batching=batching))
-
-
-def compiled_engine(path: Path, device: str) -> Engine:
-    """Returns this project's encoder with compiled buckets."""
-    encode = EncodeSection(batching="buckets", compile=True, bucket_min_tokens=SMALLEST_COMPILED)
-    return chatspace_engine(COMPILED, path, device, encode)
+def _on(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in features.items()
+    }
 
 
 def why_not(error: Exception) -> str:
     """Returns what stands in the row of an engine that an error stopped."""
-    return f"not run: {type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:160]
+    reason = str(error) if isinstance(error, CannotRunError) else f"{type(error).__name__}: {error}"
+    return f"not run: {reason}".splitlines()[0].replace("|", "/")[:160]

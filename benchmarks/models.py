@@ -3,8 +3,8 @@
     python benchmarks/models.py bert-base FOLDER
 
 Speed depends on the sizes alone. The weights are random and large enough that different texts get
-different vectors, so that a wrong vector can be told from a right one. A word of the made-up
-language is one token, so that texts of exact lengths are made by counting words.
+different vectors, so that a wrong vector can be told from a right one. The tokenizers are of the
+real models' kinds, trained on the English that the texts are made of, and about as fast.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-WORDS = tuple(f"w{number:03}" for number in range(1000))
-"""Words of one length, so that the library, which sorts by characters, sorts by tokens."""
+from corpora import LIMIT, exact, paragraphs
+from minilm import token_count
+
+PIECES = 4096
+"""Tokens of a vocabulary: so many make 1.4 tokens of a word, about as many as MiniLM's."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-LIMIT = 512
-"""Tokens of the longest row of a corpus."""
 MEAN_TAIL = 105  # tokens of a row of the heavy tail
 N_SAMPLE = 256
 _COMPLETE = "modules.json"
@@ -34,7 +35,7 @@ class Sizes:
     Attributes:
         family: `bert` sees both sides of a token and is averaged; `qwen3` sees the left side alone,
             and its last token is the vector.
-        vocabulary: rows of the embedding table; the tokenizer uses the first thousand.
+        vocabulary: rows of the embedding table; the tokenizer uses the first `PIECES`.
         positions: longest row in tokens.
         gain: how much random layers amplify; weights are drawn with `gain / sqrt(hidden)`.
     """
@@ -49,11 +50,6 @@ class Sizes:
     vocabulary: int
     positions: int = 512
     gain: float = 1.0
-
-    @property
-    def n_special(self) -> int:
-        """Special tokens of each row."""
-        return 2 if self.family == "bert" else 1
 
     def linear_parameters(self) -> int:
         """Returns the weights that every token is multiplied with."""
@@ -139,7 +135,7 @@ def tiny(sizes: Sizes) -> Sizes:
         kv_heads=4 if sizes.family == "bert" else 2,
         head_dim=16,
         intermediate=128,
-        vocabulary=len(WORDS) + len(SPECIALS),
+        vocabulary=PIECES,
     )
 
 
@@ -174,19 +170,19 @@ def build(sizes: Sizes, folder: Path, *, device: str = "cpu", dtype: str = "bflo
     return folder
 
 
-def text(n_tokens: int, sizes: Sizes, rng: random.Random) -> str:
-    """Returns a text of `n_tokens` tokens, special ones counted; at least one word."""
-    return " ".join(rng.choices(WORDS, k=max(1, n_tokens - sizes.n_special)))
+def corpora(model: Path, n_tokens: int) -> list[Corpus]:
+    """Returns rows of about `n_tokens` tokens each: short ones, long ones, and a heavy tail.
 
-
-def corpora(sizes: Sizes, n_tokens: int) -> list[Corpus]:
-    """Returns rows of about `n_tokens` tokens each: short ones, long ones, and a heavy tail."""
+    Args:
+        model: folder of the model whose tokens are counted.
+        n_tokens: special ones counted.
+    """
     shapes = {
         "50": [50] * max(16, n_tokens // 50),
         "512": [LIMIT] * max(4, n_tokens // LIMIT),
         "heavy tail": heavy_tail(max(16, n_tokens // MEAN_TAIL)),
     }
-    return [_corpus(shape, lengths, sizes) for shape, lengths in shapes.items()]
+    return [_corpus(shape, lengths, model) for shape, lengths in shapes.items()]
 
 
 def heavy_tail(n_rows: int) -> list[int]:
@@ -196,24 +192,21 @@ def heavy_tail(n_rows: int) -> list[int]:
     return [min(max(length, 4), LIMIT) for length in drawn]
 
 
-def _corpus(name: str, lengths: list[int], sizes: Sizes) -> Corpus:
-    rng = random.Random(name)
-    sample = rng.sample(range(len(lengths)), min(N_SAMPLE, len(lengths)))
-    texts = [text(length, sizes, rng) for length in lengths]
+def _corpus(name: str, lengths: list[int], model: Path) -> Corpus:
+    sample = random.Random(name).sample(range(len(lengths)), min(N_SAMPLE, len(lengths)))
+    texts = exact(lengths, count=token_count(model), seed=name)
     return Corpus(name=name, texts=texts, lengths=lengths, sample=sample)
 
 
 def _tokenizer(sizes: Sizes) -> Any:
-    from tokenizers import Tokenizer, pre_tokenizers, processors
-    from tokenizers.models import WordLevel
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate([*SPECIALS, *WORDS])}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend = _word_pieces() if sizes.family == "bert" else _byte_pairs()
     single = "[CLS] $A [SEP]" if sizes.family == "bert" else "$A [SEP]"
     backend.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        single=single,
+        special_tokens=[(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -222,6 +215,40 @@ def _tokenizer(sizes: Sizes) -> Any:
         pad_token="[PAD]",
         unk_token="[UNK]",
     )
+
+
+def _word_pieces() -> Any:
+    """Returns a tokenizer that reads as BERT does; its trainer breaks ties at random."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+    from tokenizers.trainers import WordPieceTrainer
+
+    backend = Tokenizer(WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=PIECES, special_tokens=list(SPECIALS), show_progress=False
+    )
+    backend.train_from_iterator(paragraphs(), trainer)
+    return backend
+
+
+def _byte_pairs() -> Any:
+    """Returns a tokenizer that reads as Qwen does, but for a space before the first word."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = BpeTrainer(
+        vocab_size=PIECES,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(paragraphs(), trainer)
+    return backend
 
 
 def _random_model(sizes: Sizes, device: str, dtype: str) -> Any:

@@ -5,8 +5,9 @@
     python benchmarks/pipeline.py --rows 1000000 --simulate    # no forward pass: bounds the memory
 
 Each figure comes from processes of their own, in turn: one does what an array task does, from its
-plan to its shards; one begins as such a task and then embeds the same rows, shard by shard, without
-reading or writing. Seconds begin when the model is ready; the start is split up below them.
+plan to its shards; one begins as such a task and has the same rows read and tokenised before its
+clock starts, so that it is the encoder at its best: batches follow each other without a pause, and
+nothing is written. Seconds begin when the model is ready; the start is split up below them.
 
 With `--simulate` the model is loaded and every row is read, tokenised and written, and the forward
 pass gives random vectors at once, so that rows pile up wherever they can.
@@ -33,16 +34,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from corpora import SHAPES, corpus
-from report import hardware, median_ratio, print_table, versions
+from gpu_load import NOT_TOLD
+from report import hardware, least_cosine, median_ratio, print_table, versions
 from watched_task import Facts, run_as_child
 
 from chatspace.demo.model import MODEL_NAME, packaged_model
 from chatspace.jobs.setup import set_up
 from chatspace.layout import Layout
 from chatspace.plan.model import Plan
+from chatspace.shards.table import embedding_matrix
+from chatspace.shards.vectors import VECTOR_COLUMN
 from chatspace.spec.loading import spec_from_mapping
 
 PACKAGES = ("chatspace", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy")
@@ -86,11 +92,11 @@ class Measured:
 def measure(job: Job, rounds: int) -> Measured:
     """Returns the figures of `rounds` rounds, the two in turn."""
     found: dict[str, list[Facts]] = {name: [] for name in PEERS}
+    peers = PEERS[1:] if job.simulate else PEERS
     for index in range(rounds):
-        order = PEERS if index % 2 == 0 else PEERS[::-1]
-        for name in order[-1:] if job.simulate else order:
+        for name in peers if index % 2 == 0 else peers[::-1]:
             print(f"round {index + 1} of {rounds}: {name}", file=sys.stderr)
-            found["whole" if job.simulate else name].append(_run_child(job, name))
+            found[name].append(_run_child(job, name))
     return Measured(**found)
 
 
@@ -100,8 +106,10 @@ def _run_child(job: Job, name: str) -> Facts:
     try:
         plan = _plan(job, workspace)
         run = Layout(workspace).run(plan.run_id)
+        alone = job.folder / "alone.npy"
         options = ["--simulate"] if job.simulate else []
-        words = ["--child", name, "--plan", str(run.plan), "--report", str(report)]
+        options += ["--vectors", str(alone)] if name == "alone" else []
+        words = ["--child", "--plan", str(run.plan), "--report", str(report)]
         command = [sys.executable, str(Path(__file__).resolve()), *words, *options]
         started = time.time()
         done = subprocess.run(
@@ -110,6 +118,9 @@ def _run_child(job: Job, name: str) -> Facts:
         if done.returncode != 0:
             raise SystemExit(f"The process of {name} ended with code {done.returncode}.")
         facts: Facts = json.loads(report.read_text(encoding="utf-8"))
+        if name == "whole" and not job.simulate:
+            shards = workspace / plan.splits[0].output_dir
+            facts["cosine"] = least_cosine(written_vectors(shards), np.load(alone))
         return _attempt(run.tasks) | facts | {"rows": plan.splits[0].rows}
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -127,6 +138,14 @@ def _plan(job: Job, workspace: Path) -> Plan:
         **job.sections,
     }
     return set_up(spec_from_mapping(spec, "benchmarks/pipeline.py")).plan
+
+
+def written_vectors(folder: Path) -> npt.NDArray[np.float32]:
+    """Returns the vectors of all shards in a folder, in the order of the rows, (n_rows, dim)."""
+    files = sorted(folder.glob("*.parquet"))
+    tables = (pq.read_table(path, columns=[VECTOR_COLUMN]) for path in files)
+    parts = [embedding_matrix(table[VECTOR_COLUMN]) for table in tables]
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def _attempt(tasks: Path) -> Facts:
@@ -152,15 +171,22 @@ def table(found: Measured) -> list[list[object]]:
     if alone:
         ratio = median_ratio([f["seconds"] for f in whole], [f["seconds"] for f in alone])
         rows.append(["overhead over the encoder alone", None, f"{100 * (ratio - 1):.1f} %"])
+        cosine = min(f["cosine"] for f in whole)
+        rows.append(["min cosine to the encoder alone", None, f"{cosine:.6f}"])
     for name in ("loader", "encoder", "writer"):
         busy, idle = (
             _median(whole, lambda f, k=key, n=name: f["stages"][n][k])
             for key in ("busy_s", "idle_s")
         )
         rows.append([f"{name}: busy / idle s", None, f"{busy:.2f} / {idle:.2f}"])
-    if any(f["gpu_busy"] is not None for f in whole):
-        rows.append(_pair("GPU busy share", alone, whole, lambda f: f["gpu_busy"]))
+    if whole[0]["runtime"]["device"].startswith("cuda"):
+        rows.append(["GPU busy share", _busy(alone) if alone else None, _busy(whole)])
     return [*rows, *_memory_rows(alone, whole), *_start_rows(alone, whole)]
+
+
+def _busy(facts: list[Facts]) -> object:
+    busy = _median(facts, lambda f: f["gpu_busy"])
+    return NOT_TOLD if busy is None else busy
 
 
 def _memory_rows(alone: list[Facts], whole: list[Facts]) -> Iterator[list[object]]:
@@ -274,8 +300,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--simulate", action="store_true", help="random vectors, no forward pass")
     parser.add_argument("--folder", type=Path, help="where to work [the system's temporary folder]")
     parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK_ROWS} rows")
-    for name in ("--child", "--plan", "--report", "--started"):
-        kind = {"--child": str, "--started": float}.get(name, Path)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    for name in ("--plan", "--report", "--vectors", "--started"):
+        kind = float if name == "--started" else Path
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 ISA_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16", "amx_int8"),
@@ -84,6 +87,12 @@ def median_ratio(values: Sequence[float], baseline: Sequence[float]) -> float:
         baseline: figures of the baseline in the same rounds.
     """
     return statistics.median(value / base for value, base in zip(values, baseline, strict=True))
+
+
+def least_cosine(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Returns the smallest cosine of two vectors in the same row, both (n_rows, dim)."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(1) / lengths).min())
 
 
 def _cell(value: object) -> str:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_load import GpuLoad
+import numpy as np
+from gpu_load import GpuLoad, gpu_id
 
 from chatspace.errors import InterruptedRun
 from chatspace.jobs.attempt import usable_threads
 
 Facts = dict[str, Any]
+AHEAD = 4
+"""Batches of the encoder alone that are started for each worker, so that none ever waits."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,13 +29,14 @@ class Watch:
     """Takes notes while a task runs as it always does, and may take the place of its stages.
 
     Attributes:
-        alone: embed the rows of all shards, without reading or writing while the clock runs.
+        alone: where to put the vectors of the encoder alone, which embeds the rows of all shards
+            while the clock runs and does nothing else; None for the task as it is.
         simulate: random vectors instead of a forward pass.
         at: seconds since 1970, by moment.
         facts: what else was measured.
     """
 
-    alone: bool
+    alone: Path | None
     simulate: bool
     at: dict[str, float] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
@@ -57,21 +63,42 @@ class Watch:
             encoder = pipeline.encoder
             forward = _stand_in(encoder.dim) if self.simulate else encoder.forward
             encoder.forward = self._noting_the_first(forward)
-            load = GpuLoad.start() if encoder.device.type == "cuda" else None
-            if self.alone:
-                self._embed(pipeline, spans)
+            if self.alone is None:
+                with self._gpu_watched(encoder.device):
+                    run(pipeline, spans)
             else:
-                run(pipeline, spans)
-            self.facts["gpu_busy"] = load.stop() if load else None
+                self._embed(pipeline, spans, self.alone)
 
         return watched
 
-    def _embed(self, pipeline: Any, spans: Sequence[Any]) -> None:
-        shards = [pipeline.reader.read(span).texts for span in spans]
-        start = time.perf_counter()
-        for texts in shards:
-            pipeline.encoder.embed(texts)
-        self.facts["seconds"] = time.perf_counter() - start
+    @contextmanager
+    def _gpu_watched(self, device: Any) -> Iterator[None]:
+        load = GpuLoad.start(gpu_id(device)) if device.type == "cuda" else None
+        try:
+            yield
+        finally:
+            self.facts["gpu_busy"] = load.stop() if load else None
+
+    def _embed(self, pipeline: Any, spans: Sequence[Any], target: Path) -> None:
+        """Embeds shard after shard; their batches follow each other without a pause."""
+        encoder, shards = pipeline.encoder, []
+        for span in spans:
+            texts = pipeline.reader.read(span).texts
+            tokens = encoder.tokenizer.tokenize(texts, check=lambda: None)
+            vectors = np.zeros((len(texts), encoder.dim), np.float32)  # (n_rows, dim)
+            shards.append((tokens, encoder.plan(tokens), vectors))
+        started: deque[tuple[Any, Any, Any]] = deque()
+        with self._gpu_watched(encoder.device):
+            start = time.perf_counter()
+            for tokens, batches, vectors in shards:
+                for batch in batches:
+                    started.append((vectors, batch.rows, encoder.start(tokens, batch)))
+                    if len(started) > AHEAD * encoder.workers:
+                        _finish(*started.popleft())
+            for batch in started:
+                _finish(*batch)
+            self.facts["seconds"] = time.perf_counter() - start
+        np.save(target, np.concatenate([vectors for _, _, vectors in shards]))
 
     def _noting_the_first(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def noting(features: Any) -> Any:
@@ -79,6 +106,10 @@ class Watch:
             return forward(features)
 
         return noting
+
+
+def _finish(vectors: Any, rows: Any, part: Future[Any]) -> None:
+    vectors[rows] = part.result()
 
 
 def _stand_in(dim: int) -> Callable[..., Any]:
@@ -114,10 +145,10 @@ def run_as_child(arguments: argparse.Namespace) -> None:
     from chatspace.hf_embed.pipeline import Pipeline
     from chatspace.jobs.task import run_task
 
-    watch = Watch(alone=arguments.child == "alone", simulate=arguments.simulate)
+    watch = Watch(alone=arguments.vectors, simulate=arguments.simulate)
     loading.load_encoder = watch.loading(loading.load_encoder)
     Pipeline.run = watch.running(Pipeline.run)  # type: ignore[method-assign]
-    with suppress(InterruptedRun) if watch.alone else nullcontext():
+    with nullcontext() if watch.alone is None else suppress(InterruptedRun):
         run_task(arguments.plan, "train", 0)
     facts = {"started": arguments.started, **watch.at, **watch.facts}
     report = json.dumps({**facts, "peak_mb": memory_mb("VmHWM")})

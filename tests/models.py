@@ -251,6 +251,26 @@ _TABLE: dict[str, Kind] = {
             "sliding_window": 32,
         },
     ),
+    "phi3-last": Kind(
+        family="Phi3",
+        tokens=_QWEN_TOKENS,
+        pooling="lasttoken",
+        config={
+            **_QWEN,
+            "pad_token_id": 0,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            # In a batch with any row above 64 tokens all positions turn more slowly.
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [float(2 + i) for i in range(8)],
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     "t5-mean": Kind(
         family="T5",
         model="T5EncoderModel",

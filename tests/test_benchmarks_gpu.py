@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STRATEGY = "batches (median tokens of a row)"
+COMPILED, RECORDING = "chatspace buckets, compiled", "chatspace buckets, reduce-overhead"
+ENGINES = [
+    "sentence-transformers, 32",
+    "sentence-transformers, 256",
+    "chatspace buckets",
+    "chatspace packed",
+    COMPILED,
+]
 
 
 def run(script: str, *options: str) -> str:
@@ -59,6 +73,7 @@ def test_pipeline_quick_compares_both_on_the_same_rows(tiny_model: Path, tmp_pat
         assert rows[name]["encoder alone"] == rows[name]["Parquet to Parquet"] != ""
     assert rows["rows"]["Parquet to Parquet"] == "200"
     assert rows["overhead over the encoder alone"]["Parquet to Parquet"].endswith(" %")
+    assert float(rows["min cosine to the encoder alone"]["Parquet to Parquet"]) > 0.9999
     assert rows["always below 2,048 MB"]["Parquet to Parquet"] == "yes"
     for name in ("loader", "encoder", "writer"):
         busy, idle = rows[f"{name}: busy / idle s"]["Parquet to Parquet"].split(" / ")
@@ -80,40 +95,164 @@ def test_pipeline_simulate_runs_no_forward_pass(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_encode_gpu_tiny_has_a_row_for_each_engine() -> None:
-    text = run("encode_gpu.py", "--device", "cpu", "--tiny", "--models", "qwen3-0.6b")
+def test_encode_gpu_tiny_has_a_row_for_each_engine_of_each_model() -> None:
+    compiles = shutil.which("g++") is not None
+    text = run("encode_gpu.py", "--device", "cpu", "--tiny", *["--compile"] * compiles)
     assert "matmul peak" in text
     rows = table(text)
-    for lengths in ("50", "512", "heavy tail"):
-        found = {row["engine"]: row for row in rows if row["lengths"] == lengths}
-        assert found.pop("sentence-transformers unpadded, 256")["note"] == "not run: no GPU"
-        assert set(found) == {
-            "sentence-transformers, 32",
-            "sentence-transformers, 256",
-            "chatspace buckets",
-            "chatspace packed",
-        }
-        for row in found.values():
-            assert float(row["min cosine"]) > 0.999
-            assert int(row["tokens/s, texts in"].replace(",", "")) > 0
-            assert row["of matmul peak"].endswith(" %")
-    (compiled,) = [row for row in rows if row["engine"] == "chatspace buckets, compiled"]
-    assert compiled["note"].startswith("not run: ")
+    for model in ("minilm", "bert-base", "qwen3-0.6b"):
+        for lengths in ("50", "512", "heavy tail"):
+            block = [r for r in rows if (r["model"], r["lengths"]) == (model, lengths)]
+            found = {row["engine"]: row for row in block}
+            assert found.pop("sentence-transformers unpadded, 256")["note"] == "not run: no GPU"
+            names = [*ENGINES, *[RECORDING] * ((model, lengths) == ("minilm", "50"))]
+            assert list(found) == names
+            for name, row in found.items():
+                if name in (COMPILED, RECORDING) and not compiles:
+                    assert row["note"] == "not run: no GPU; add --compile"
+                else:
+                    assert float(row["min cosine"]) > 0.999
+                    assert int(row["tokens/s, texts in"].replace(",", "")) > 0
+                    assert row["of matmul peak"].endswith(" %")
+                    assert row["GPU busy, texts in"] == ""
 
 
-def test_gpu_load_reads_what_nvidia_smi_prints(tmp_path: Path) -> None:
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho '[N/A]'\nwhile :; do echo 40; echo 80; sleep 0.01; done\n")
-    fake.chmod(0o755)
-    probe = (
-        f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "from gpu_load import GpuLoad\n"
-        "load = GpuLoad.start()\n"
-        "while len(load._samples) < 4: time.sleep(0.01)\n"
-        "time.sleep(0.1)\n"
-        "print(round(load.stop(), 1))\n"
-    )
-    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-c", probe]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
-    assert done.stdout.strip() == "0.6", done.stderr
+@pytest.mark.slow
+def test_encode_gpu_end_to_end_tiny_writes_what_the_encoder_gives() -> None:
+    text = run("encode_gpu.py", "--device", "cpu", "--tiny", "--end-to-end", "--models", "minilm")
+    rows = {row["measure"]: row["Parquet to Parquet"] for row in table(text)}
+    assert rows["rows"] == "200"
+    assert float(rows["min cosine to the encoder alone"]) > 0.9999
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["minilm", "qwen3-0.6b"])
+def test_corpora_of_a_model_have_exactly_the_tokens_that_they_say(
+    load: Callable[[str], Any], tmp_path: Path, name: str
+) -> None:
+    models, minilm = load("models"), load("minilm")
+    path = models.build(models.tiny(models.MODELS[name]), tmp_path / name)
+    count = minilm.token_count(path)
+    for corpus in models.corpora(path, 5000):
+        assert [count(text) for text in corpus.texts] == corpus.lengths
+    n_words = sum(len(text.split()) for text in corpus.texts)
+    assert 1.2 < sum(corpus.lengths) / n_words < 1.9
+    assert count("the encoder, naïve ☃") > 6
+
+
+def setting(load: Callable[[str], Any], folder: Path, **values: Any) -> Any:
+    usual = {"device": "cpu", "tiny": True, "load": None, "compiles": False, "least_s": 0.0}
+    usual |= {"folder": folder, "until": time.perf_counter() + 600, "peak": 1.0}
+    return load("gpu_rounds").Setting(**usual | values)
+
+
+def test_repeated_goes_on_for_the_least_seconds_and_counts_one_pass(
+    load: Callable[[str], Any], tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def one_pass() -> None:
+        calls.append(1)
+        time.sleep(0.02)
+
+    found = load("gpu_rounds").repeated(one_pass, setting(load, tmp_path, least_s=0.2))
+    assert 2 < len(calls) <= 10
+    assert 0.2 <= found[0] * len(calls) < 2
+    assert found[1] is None
+
+
+def test_measure_all_goes_on_after_an_engine_and_a_model_that_fail(
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, engines = load("gpu_rounds"), load("gpu_engines")
+    usual, build = engines.candidates, rounds.models.build
+
+    def three(place: Any) -> list[Any]:
+        good = usual(place)[0]
+        loaded = good.load()
+        passes = iter([loaded.embed])  # the first, which warms up, and no other
+
+        def missing() -> None:
+            raise ImportError("no such | library\nand more")
+
+        def once(texts: Sequence[str]) -> Any:
+            return next(passes)(texts)
+
+        dying = engines.Engine(embed=once, prepare=loaded.prepare)
+        return [
+            engines.Candidate(name="missing", load=missing),
+            engines.Candidate(name="dying", load=lambda: dying, corpus="50"),
+            good,
+        ]
+
+    def build_one(sizes: Any, folder: Path, **options: Any) -> Path:
+        if folder.name == "bert-base":
+            raise OSError("disk full")
+        return build(sizes, folder, **options)
+
+    monkeypatch.setattr(rounds, "candidates", three)
+    monkeypatch.setattr(rounds.models, "build", build_one)
+    cells = rounds.measure_all(["bert-base", "minilm"], setting(load, tmp_path))
+    failures = [(cell.model, cell.corpus, cell.engine, cell.failure) for cell in cells]
+    missing = "not run: ImportError: no such / library"
+    assert failures == [
+        ("bert-base", "all", "all", "not run: OSError: disk full"),
+        ("minilm", "50", "missing", missing),
+        ("minilm", "50", "dying", "not run: StopIteration: "),
+        ("minilm", "50", "sentence-transformers, 32", ""),
+        ("minilm", "512", "missing", missing),
+        ("minilm", "512", "sentence-transformers, 32", ""),
+        ("minilm", "heavy tail", "missing", missing),
+        ("minilm", "heavy tail", "sentence-transformers, 32", ""),
+    ]
+    assert all(cell.failure or cell.cosine > 0.999 for cell in cells)
+
+
+def test_table_row_of_a_gpu_that_does_not_say_how_busy_it_is_says_so(
+    load: Callable[[str], Any], tmp_path: Path
+) -> None:
+    rounds, encode_gpu = load("gpu_rounds"), load("encode_gpu")
+    cell = rounds.Cell(model="m", corpus="50", engine="e", texts_s=[1.0], tokens_s=[1.0])
+    assert "not told" in encode_gpu.table_row(cell, setting(load, tmp_path, device="cuda"))
+    assert "not told" not in encode_gpu.table_row(cell, setting(load, tmp_path))
+    cell.busy = [0.5, 0.7]
+    assert "60 %" in encode_gpu.table_row(cell, setting(load, tmp_path, device="cuda"))
+
+
+def test_gpu_id_is_the_uuid_of_the_device_and_not_its_number(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"cuda:1": SimpleNamespace(uuid="8f3a-1")}
+    monkeypatch.setattr("torch.cuda.get_device_properties", known.__getitem__)
+    assert load("gpu_load").gpu_id("cuda:1") == "GPU-8f3a-1"
+
+
+SMI = """#!/bin/sh
+test "$1 $2" = '-i GPU-1' || { echo 'No devices were found'; exit 6; }
+echo '[N/A]'
+while :; do echo 40; echo 80; sleep 0.01; done
+"""
+
+
+@pytest.mark.parametrize(("gpu", "share"), [("GPU-1", 0.6), ("GPU-2", None)])
+def test_gpu_load_reads_what_nvidia_smi_prints_of_one_gpu(
+    load: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: str,
+    share: float | None,
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    gpu_load = load("gpu_load")
+    monkeypatch.setattr(gpu_load, "SETTLE_S", 0.1)
+    sampler = gpu_load.GpuLoad.start(gpu)
+    time.sleep(1.0)
+    found = sampler.stop()
+    assert found == (share if share is None else pytest.approx(share, abs=0.05))

@@ -17,10 +17,13 @@ from chatspace.hf_embed.bucketing import (
 )
 
 buckets_of = st.builds(
-    lambda low, ratio, extra: Buckets(min_tokens=low, max_tokens=low * ratio, limit=low + extra),
+    lambda low, ratio, extra, alone: Buckets(
+        min_tokens=low, max_tokens=low * ratio, limit=low + extra, no_longer_with=alone
+    ),
     st.integers(1, 40),
     st.integers(1, 40),
     st.integers(0, 2000),
+    st.one_of(st.none(), st.integers(1, 100)),
 )
 budgets = st.one_of(
     st.builds(lambda n: Budget(tokens=n), st.integers(1, 5000)),
@@ -34,6 +37,11 @@ budgets = st.one_of(
 )
 def test_width_is_the_bucket_of_the_module_docstring(n_tokens: int, width: int) -> None:
     assert Buckets(min_tokens=16, max_tokens=128, limit=300).width(n_tokens) == width
+
+
+def test_rows_are_in_no_bucket_with_longer_ones_where_that_is_asked_for() -> None:
+    buckets = Buckets(min_tokens=16, max_tokens=128, limit=300, no_longer_with=100)
+    assert list(buckets.widths()) == [16, 32, 64, 100, 128, 256, 300]
 
 
 def test_widths_lists_every_bucket_once() -> None:
@@ -54,6 +62,8 @@ def test_width_never_cuts_a_row_and_is_a_bucket(buckets: Buckets, data: st.DataO
     assert n_tokens <= width <= buckets.limit
     assert width in list(buckets.widths())
     assert buckets.width(width) == width
+    edge = buckets.no_longer_with
+    assert edge is None or (n_tokens <= edge) == (width <= edge)
 
 
 @given(buckets_of, budgets, st.sampled_from([None, 8]), st.data())
@@ -76,10 +86,12 @@ def test_plan_batches_holds_each_row_once_within_its_budget(
         assert trim_to is not None or batch.width == buckets.width(int(in_batch.max()))
 
 
-@given(budgets, st.lists(st.integers(0, 300), max_size=60))
-def test_plan_packs_holds_each_row_once_within_its_budget(budget: Budget, n: list[int]) -> None:
+@given(budgets, st.lists(st.integers(0, 300), max_size=60), st.booleans())
+def test_plan_packs_holds_each_row_once_within_its_budget(
+    budget: Budget, n: list[int], halve_tail: bool
+) -> None:
     lengths = np.array(n, np.int64)
-    batches = plan_packs(lengths, budget)
+    batches = plan_packs(lengths, budget, halve_tail=halve_tail)
     rows = [row for batch in batches for row in batch.rows]
     assert sorted(rows) == np.flatnonzero(lengths).tolist()
     assert (np.diff(lengths[rows]) <= 0).all()
@@ -92,15 +104,17 @@ def test_plan_packs_holds_each_row_once_within_its_budget(budget: Budget, n: lis
     # None could have taken the first row of the next: no batch is smaller than it need be.
     left = int(lengths.sum())
     for batch, following in pairwise(batches):
-        tail = budget.tokens is not None and left <= TAIL_BATCHES * budget.tokens
+        tail = halve_tail and budget.tokens is not None and left <= TAIL_BATCHES * budget.tokens
         size = -(-(budget.tokens or 0) // (2 if tail else 1))
         assert size < batch.n_padded_tokens + lengths[following.rows[0]] or budget.rows
         left -= batch.n_padded_tokens
 
 
 def test_plan_packs_ends_in_halves_so_that_workers_end_together() -> None:
-    batches = plan_packs(np.full(150, 10, np.int64), Budget(tokens=100))
-    assert [batch.n_padded_tokens for batch in batches] == [100] * 11 + [50] * 8
+    lengths, budget = np.full(150, 10, np.int64), Budget(tokens=100)
+    sizes = [batch.n_padded_tokens for batch in plan_packs(lengths, budget, halve_tail=True)]
+    assert sizes == [100] * 11 + [50] * 8
+    assert [batch.n_padded_tokens for batch in plan_packs(lengths, budget)] == [100] * 15
 
 
 @given(st.lists(st.integers(1, 5), max_size=30))

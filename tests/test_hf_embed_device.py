@@ -15,10 +15,12 @@ from chatspace.hf_embed.bucketing import Budget
 from chatspace.hf_embed.device import (
     fitting_budget,
     keep_freed_memory,
+    note_on_dtype,
     own_stream,
     pick_budget,
     pick_streams,
     pick_workers,
+    prepare_gpu,
 )
 from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.loading import load_encoder
@@ -75,7 +77,8 @@ def with_gpu_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     peak = 5000 + device._PROBE_TOKENS * BYTES_PER_TOKEN
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
+    # What is free at the moment does not matter.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 5000 + free))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def with_gpu_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         (1, 1),
     ],
 )
-def test_budget_of_a_gpu_is_what_its_free_memory_has_room_for(
+def test_budget_of_a_gpu_is_what_its_memory_has_room_for_beside_the_weights(
     free: int, tokens: int, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpu_memory(monkeypatch, free)
@@ -147,9 +150,43 @@ def test_each_worker_computes_on_a_stream_of_its_own_after_what_was_before(
 
 def test_streams_are_for_several_workers_of_a_gpu() -> None:
     assert pick_streams(CPU, 2, foreign_code=False) is nullcontext
-    assert pick_streams(GPU, 1, foreign_code=False) is nullcontext
-    assert pick_streams(GPU, 2, foreign_code=True) is nullcontext
-    assert pick_streams(GPU, 2, foreign_code=False) is not nullcontext
+    made = {
+        (workers, foreign): pick_streams(GPU, workers, foreign_code=foreign)
+        for workers in (1, 2)
+        for foreign in (False, True)
+    }
+    has_stream = {key: getattr(make, "func", None) is own_stream for key, make in made.items()}
+    assert has_stream == {(1, False): False, (1, True): False, (2, False): True, (2, True): False}
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "is_told"),
+    [((7, 5), "auto", True), ((7, 5), "float32", False), ((8, 0), "auto", False),
+     ((6, 1), "auto", False)],
+)  # fmt: skip
+def test_auto_tells_of_float16_on_a_gpu_that_computes_in_it_and_not_in_bfloat16(
+    capability: tuple[int, int], wanted: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    told = note_on_dtype(wanted, GPU)
+    assert len(told) == is_told and all("Tesla T4 does not compute in bf" in line for line in told)
+    assert note_on_dtype(wanted, CPU) == []
+
+
+def test_a_gpu_is_asked_for_the_same_bits_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: asked.append((a, k)))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    prepare_gpu(CPU, tf32=True)
+    assert asked == [] and torch.utils.deterministic.fill_uninitialized_memory
+    for tf32, precision in ((False, "highest"), (True, "high")):
+        prepare_gpu(torch.device("cuda"), tf32=tf32)
+        assert asked == [((True,), {"warn_only": True}), precision]
+        asked.clear()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.gpu

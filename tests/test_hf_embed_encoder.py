@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from chatspace.errors import ModelError, UnfitEnvironmentError
-from chatspace.hf_embed import model_input, packing
+from chatspace.hf_embed import loading, model_input, packing
 from chatspace.hf_embed.bucketing import packed, padded
 from chatspace.hf_embed.compiling import share_graphs, warm_up
 from chatspace.hf_embed.encoder import Encoder
@@ -236,9 +236,14 @@ def test_compile_makes_all_graphs_before_the_first_row(tiny: dict[str, Path]) ->
     assert min_cosine(compiled, plain) > 0.99999 and min_cosine(single, plain[:1]) > 0.99999
 
 
-def test_compile_of_many_buckets_makes_a_graph_for_each(tiny: dict[str, Path]) -> None:
+def test_compile_of_many_buckets_makes_a_graph_for_each(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._dynamo.utils import counters
 
+    # The graphs are what takes its limits; what code is made of them takes minutes.
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(plain, backend="eager"))
     torch._dynamo.reset()  # what other tests compiled counts too
     encode = EncodeSection(
         compile=True, bucket_min_tokens=10, bucket_max_tokens=10, tokens_per_batch=64
@@ -432,6 +437,30 @@ def test_model_unknown_on_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ModelError) as error:
         load_encoder(ModelSection(name="no-such/model", device="cpu"), EncodeSection())
     assert "model.name=no-such/model" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "Use a device with more"),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error"), "Try another node"),
+    ],
+)
+@pytest.mark.parametrize("place", ["SentenceTransformer", "Fitting"])
+def test_fault_of_the_device_is_no_fault_of_the_model(
+    fault: Exception,
+    advice: str,
+    place: str,
+    tiny: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(loading, place, fail)
+    with pytest.raises(UnfitEnvironmentError) as error:
+        load(tiny["bert-mean"])
+    assert advice in one_line(error) and str(fault)[:18] in one_line(error)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

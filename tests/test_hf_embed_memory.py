@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from chatspace.errors import ModelError
+from chatspace.hf_embed import compiling
 from chatspace.hf_embed.bucketing import Buckets, Budget
 from chatspace.hf_embed.encoder import Encoder, Forward
 from chatspace.hf_embed.loading import load_encoder
@@ -92,6 +93,22 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tokenizer: Fast
 
 
 # One row at a time
+
+
+def test_recorded_graphs_that_do_not_fit_leave_smaller_batches_without_a_graph(
+    tokenizer: FastTokenizer,
+) -> None:
+    """A graph is for the number of rows of a whole batch, whatever rows there are to do."""
+    plain = Short(5, torch.OutOfMemoryError, "CUDA out of memory.")
+    budget = Budget(tokens=16 * 8)
+    encoder = short_encoder(compiling._with_fixed_rows(plain, budget), tokenizer)
+    texts = [chr(97 + i) for i in range(19)]
+    found = encoder.embed(texts)
+    enough = Short(99, torch.OutOfMemoryError, "CUDA out of memory.")
+    assert np.array_equal(found, short_encoder(enough, tokenizer).embed(texts))
+    # Whole batches of 8 are tried, then their halves as they are; the last 3 rows need no filling.
+    assert plain.calls == [8, 4, 4, 8, 4, 4, 3]
+    assert "batches were split, down to 64 tokens" in encoder.notes[0]
 
 
 class Lonely:

@@ -14,13 +14,15 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from chatspace.hf_embed.compiling import warm_up
 from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.loading import load_encoder
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from tests.models import ALL_KINDS, build
 
-# T5 adds a learned bias to each pair of positions, and takes no positions from outside.
-PADDED_KINDS = ("t5-mean",)
+# T5 adds a learned bias to each pair of positions, and takes no positions from outside; Phi-3 turns
+# those of all rows of a batch by its longest.
+PADDED_KINDS = ("t5-mean", "phi3-last")
 FLOORS = {"float32": 0.99999, "bfloat16": 0.9995}
 WINDOW = 32  # of the models that have one
 N_WORDS = (3, 3, 3, 5, 5, 8, 8, 8, 10, 10, 13, 16, 16, 20, 20, 20, 25, 30, 35, 40, 60, 300)
@@ -51,9 +53,9 @@ def results(request: pytest.FixtureRequest) -> Iterator[list[Result]]:
     yield found
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\n{'kind':22}{'prompt':8}{'batching':10}{'dtype':10}{'min cosine':>12}{'rows':>6}")
+        print(f"\n{'kind':22}{'prompt':8}{'batching':20}{'dtype':10}{'min cosine':>12}{'rows':>6}")
         for kind, prompt, batching, dtype, cosine, rows in sorted(found):
-            print(f"{kind:22}{prompt:8}{batching:10}{dtype:10}{cosine:12.7f}{rows:6}")
+            print(f"{kind:22}{prompt:8}{batching:20}{dtype:10}{cosine:12.7f}{rows:6}")
 
 
 @cache
@@ -88,9 +90,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def load(folder: Path, *, dtype: str = "float32", prompt: str | None = None, **encode: Any) -> Any:
+def load(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    prompt: str | None = None,
+    device: str = "cpu",
+    **encode: Any,
+) -> Any:
     """Returns an encoder that joins rows where it can, to be used in a `with`."""
-    section = ModelSection(name=str(folder), dtype=dtype, device="cpu", prompt_name=prompt)
+    section = ModelSection(name=str(folder), dtype=dtype, device=device, prompt_name=prompt)
     options = EncodeSection(**{"batching": "pack", **encode})
     return closing(load_encoder(section, options, path=str(folder), threads=2))
 
@@ -163,6 +172,42 @@ def test_vectors_joined_are_those_of_each_text_alone(
     assert cosine >= FLOORS[dtype]
     assert batching == ("buckets" if kind in PADDED_KINDS else "pack")
     assert len(notes) == (kind in PADDED_KINDS), notes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOORS)
+def test_vectors_on_a_gpu_are_those_of_each_text_alone_and_the_same_bits_again(
+    dtype: str, folders: dict[str, Path], results: list[Result]
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    texts, low = all_texts(), {}
+    for kind in ALL_KINDS:
+        with load(folders[kind], dtype=dtype, device="cuda", tokens_per_batch=512) as encoder:
+            found, again = encoder.embed(texts), encoder.embed(texts)
+            batching = f"{encoder.runtime['batching']} gpu"
+        assert found.tobytes() == again.tobytes(), kind
+        cosine = cosines(found, reference(folders[kind], texts)).min()
+        results.append(Result(kind, "-", batching, dtype, cosine, len(texts)))
+        if cosine < FLOORS[dtype]:
+            low[kind] = cosine
+    assert low == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_vectors_compiled_on_a_gpu_are_those_of_each_text_alone(
+    mode: str | None, folders: dict[str, Path], results: list[Result]
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    options = {"batching": "auto", "compile": True, "compile_mode": mode, "bucket_min_tokens": 64}
+    with load(folders["bert-mean"], device="cuda", tokens_per_batch=512, **options) as encoder:
+        warm_up(encoder)
+        found = encoder.embed(all_texts())
+    cosine = cosines(found, reference(folders["bert-mean"], all_texts())).min()
+    results.append(Result("bert-mean", "-", f"{mode or 'compile'} gpu", "float32", cosine, 1))
+    assert cosine >= FLOORS["float32"]
 
 
 @pytest.mark.parametrize("dtype", FLOORS)

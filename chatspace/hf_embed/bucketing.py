@@ -35,11 +35,13 @@ class Buckets:
         min_tokens: the smallest bucket.
         max_tokens: where doubling ends.
         limit: the longest row that can occur.
+        no_longer_with: rows up to this length are in no bucket with longer ones; None if any are.
     """
 
     min_tokens: int
     max_tokens: int
     limit: int
+    no_longer_with: int | None = None
 
     def width(self, n_tokens: int) -> int:
         """Returns the bucket of a row of `n_tokens` tokens.
@@ -49,12 +51,17 @@ class Buckets:
         """
         if n_tokens > self.limit:
             raise ValueError(f"Row too long: n_tokens={n_tokens}; limit {self.limit}.")
+        width = min(self._width(n_tokens), self.limit)
+        is_below = self.no_longer_with is not None and n_tokens <= self.no_longer_with
+        return min(width, self.no_longer_with or width) if is_below else width
+
+    def _width(self, n_tokens: int) -> int:
         if n_tokens > self.max_tokens:
-            return min(-(-n_tokens // self.max_tokens) * self.max_tokens, self.limit)
+            return -(-n_tokens // self.max_tokens) * self.max_tokens
         width = self.min_tokens
         while width < n_tokens:
             width *= 2
-        return min(width, self.max_tokens, self.limit)
+        return min(width, self.max_tokens)
 
     def widths(self) -> Iterator[int]:
         """Yields all buckets, ascending."""
@@ -118,14 +125,14 @@ def equal_lengths(lengths: IntArray) -> list[Group]:
     return [(len(list(run)), length) for length, run in groupby(lengths.tolist())]
 
 
-def plan_packs(lengths: IntArray, budget: Budget) -> list[Batch]:
+def plan_packs(lengths: IntArray, budget: Budget, *, halve_tail: bool = False) -> list[Batch]:
     """Puts each row that has tokens into exactly one batch of joined rows.
-
-    The last `TAIL_BATCHES` are cut in halves, so that workers that take turns end together.
 
     Args:
         lengths: real tokens of each row, (n_rows,).
         budget: the size of a batch; a row above it is a batch of its own.
+        halve_tail: cut the last `TAIL_BATCHES` in halves, so that workers with a processor each
+            end together.
 
     Returns:
         Batches from the longest rows to the shortest, as `plan_batches` gives them.
@@ -133,24 +140,25 @@ def plan_packs(lengths: IntArray, budget: Budget) -> list[Batch]:
     order = _longest_first(lengths)
     ends = np.cumsum(lengths[order])  # (n_rows,)
     batches: list[Batch] = []
-    start = 0
+    start, n_tail = 0, TAIL_BATCHES if halve_tail else 0
     while start < len(order):
-        stop = start + (budget.rows or _n_joined(ends, start, budget.tokens or 1))
+        stop = start + (budget.rows or _n_joined(ends, start, budget.tokens or 1, n_tail))
         batches.append(packed(order[start:stop], lengths))
         start = stop
     return batches
 
 
-def _n_joined(ends: IntArray, start: int, n_tokens: int) -> int:
+def _n_joined(ends: IntArray, start: int, n_tokens: int, n_tail: int) -> int:
     """Returns how many rows go into one batch, at least one.
 
     Args:
         ends: where each row ends if all are joined, (n_rows,).
         start: the first row of the batch.
         n_tokens: what a batch holds.
+        n_tail: of how many batches at the end there are two of half the size.
     """
     before = int(ends[start - 1]) if start else 0
-    if ends[-1] - before <= TAIL_BATCHES * n_tokens:
+    if ends[-1] - before <= n_tail * n_tokens:
         n_tokens = -(-n_tokens // 2)
     return max(1, int(np.searchsorted(ends, before + n_tokens, side="right")) - start)
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from chatspace.hf_embed.bucketing import Buckets, Budget
+from chatspace.hf_embed.bucketing import Budget
 from chatspace.hf_embed.device import cpu_name
-from chatspace.hf_embed.encoder import Encoder, Forward
+from chatspace.hf_embed.encoder import Encoder, Forward, is_out_of_memory
 from chatspace.hf_embed.tokens import FastTokenizer, Features
 
 _MIN_ROWS = 2  # PyTorch makes a graph of its own for a dimension of one
@@ -31,12 +31,11 @@ def share_graphs(cache: Path) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
 
 
-def compile_model(
-    model: Any, forward: Forward, *, mode: str | None, buckets: Buckets, budget: Budget
-) -> Forward:
+def compile_model(model: Any, encoder: Encoder, *, mode: str | None) -> Forward:
     """Compiles a model in place and returns its forward; the first calls make the graphs."""
+    forward, budget = encoder.forward, encoder.budget
     model.compile(dynamic=False, mode=mode)
-    n_graphs = len(list(buckets.widths())) + 8
+    n_graphs = len(list(encoder.buckets.widths())) + 8
 
     def with_enough_graphs(features: Features) -> torch.Tensor:
         # Said in each call, because it is a setting of the thread that makes the graphs.
@@ -63,12 +62,25 @@ def _with_free_rows(forward: Forward) -> Forward:
 
 
 def _with_fixed_rows(forward: Forward, budget: Budget) -> Forward:
-    """Wraps a compiled forward so that all batches of a bucket have the same number of rows."""
+    """Wraps a compiled forward so that all batches of a bucket have the same number of rows.
+
+    Where the memory does not suffice for that number, smaller batches are done without a graph.
+    """
+    too_wide: set[int] = set()
 
     def fixed(features: Features) -> torch.Tensor:
         n_rows, width = features["input_ids"].shape
-        # A copy: the next replay of a graph overwrites what the last one returned.
-        return forward(_filled_up(features, max(n_rows, budget.n_rows(width))))[:n_rows].clone()
+        n_full = budget.n_rows(width)
+        if n_rows < n_full and width in too_wide:
+            with torch.compiler.set_stance("force_eager"):
+                return forward(features)
+        try:
+            # A copy: the next replay of a graph overwrites what the last one returned.
+            return forward(_filled_up(features, max(n_rows, n_full)))[:n_rows].clone()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                too_wide.add(width)
+            raise
 
     return fixed
 

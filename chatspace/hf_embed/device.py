@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,9 @@ GPU_PADDED_TOKENS_PER_BATCH = 32768  # a longer batch has rows of more lengths, 
 CPU_TOKENS_PER_BATCH = 2048  # activations of more leave the cache; see docs/benchmarks.md
 GPU_WORKERS = 2
 MOST_CPU_WORKERS = 16  # each holds activations, and Python's lock while it hands over a layer
-_GPU_MEMORY_SHARE = 0.5  # of what is free: the rest is for workspaces and fragments
+# Of what the weights leave: the rest is for workspaces and fragments.
+_GPU_MEMORY_SHARE = 0.5
+_VOLTA, _AMPERE = (7, 0), (8, 0)  # compute capabilities: the first with tensor cores, with bfloat16
 _PROBE_TOKENS, _PROBE_WIDTH = 4096, 128
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # Source: malloc.h of glibc
 
@@ -48,18 +51,52 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
+def prepare_gpu(device: torch.device, *, tf32: bool) -> None:
+    """Has a GPU give the same bits for the same batch each time; does nothing to a CPU.
+
+    Without it, sums over the tokens of a row are added in any order.
+
+    Args:
+        device: where the model will be.
+        tf32: multiply float32 matrices in TensorFloat-32, with the eleven bits of float16.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    if device.type != "cuda":
+        return
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would cost a pass over each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that a spec asks for; `auto` is bfloat16 where the device computes it."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype
     if device.type == "cuda":
-        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= _AMPERE
     else:
         has_bfloat16 = device.type == "cpu" and (
             torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         )
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def note_on_dtype(wanted: str, device: torch.device) -> list[str]:
+    """Returns a line where `auto` takes float32 on a GPU that is much faster in float16."""
+    if wanted != "auto" or device.type != "cuda":
+        return []
+    if not _VOLTA <= torch.cuda.get_device_capability(device) < _AMPERE:
+        return []
+    return [
+        f"{torch.cuda.get_device_name(device)} does not compute in bfloat16, so model.dtype: auto "
+        "is float32; float16 is several times as fast, where the model's numbers fit into it."
+    ]
 
 
 def pick_workers(encode: EncodeSection, device: torch.device, threads: int, compiled: bool) -> int:
@@ -76,7 +113,7 @@ def pick_workers(encode: EncodeSection, device: torch.device, threads: int, comp
 def pick_streams(
     device: torch.device, workers: int, *, foreign_code: bool
 ) -> Callable[[], AbstractContextManager[object]]:
-    """Returns what makes the surroundings of a worker: a CUDA stream of its own, else nothing.
+    """Returns what makes the surroundings of a worker: on a GPU a CUDA stream of its own.
 
     Args:
         device: where the model is.
@@ -84,8 +121,10 @@ def pick_streams(
         foreign_code: the model has code of its own, which may keep tensors that one pass made for
             the next one; these need passes in one order, so all stay on one stream.
     """
-    if device.type != "cuda" or workers == 1 or foreign_code:
+    if device.type != "cuda":
         return nullcontext
+    if workers == 1 or foreign_code:
+        return partial(torch.cuda.device, device)
     return partial(own_stream, device)
 
 
@@ -118,9 +157,10 @@ def pick_budget(encode: EncodeSection, device: torch.device, packs: bool) -> Bud
 
 
 def fitting_budget(encode: EncodeSection, encoder: Encoder) -> Budget:
-    """Returns a token budget that the free memory of a GPU has room for, a power of two.
+    """Returns a token budget that the memory of a GPU has room for, a power of two.
 
-    The memory that a token needs is measured, not guessed. A budget that the spec names is kept.
+    The memory that a token needs is measured, not guessed. What other programs have in use counts
+    as room, so that a batch does not depend on them. A budget that the spec names is kept.
     """
     tokenizer, budget = encoder.tokenizer, encoder.budget
     if encode.batch_size is not None or encode.tokens_per_batch is not None:
@@ -134,9 +174,11 @@ def fitting_budget(encode: EncodeSection, encoder: Encoder) -> Budget:
     torch.cuda.reset_peak_memory_stats(encoder.device)
     encoder.encode(tokens, batch)
     peak = torch.cuda.max_memory_allocated(encoder.device) - before
-    free, _ = torch.cuda.mem_get_info(encoder.device)
+    _, total = torch.cuda.mem_get_info(encoder.device)
     # By the usual number of workers, not theirs: what a batch is must not depend on it.
-    room = int(free * _GPU_MEMORY_SHARE * batch.n_padded_tokens / GPU_WORKERS / max(1, peak))
+    room = int(
+        (total - before) * _GPU_MEMORY_SHARE * batch.n_padded_tokens / GPU_WORKERS / max(1, peak)
+    )
     return Budget(tokens=min(budget.tokens, 2 ** max(0, room.bit_length() - 1)))
 
 

@@ -91,7 +91,8 @@ class Encoder:
     def plan(self, tokens: Tokens) -> list[Batch]:
         """Returns the batches of a shard; rows without tokens are in none of them."""
         if self.packs:
-            return plan_packs(tokens.lengths, self.budget)
+            on_cpu = self.device.type == "cpu"
+            return plan_packs(tokens.lengths, self.budget, halve_tail=on_cpu)
         return plan_batches(
             tokens.lengths, buckets=self.buckets, budget=self.budget, trim_to=self.trim_to
         )

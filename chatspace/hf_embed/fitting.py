@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from chatspace.hf_embed.bucketing import Batch, packed, padded
 from chatspace.hf_embed.linears import prepack_linears
@@ -29,10 +31,8 @@ Undo = Callable[[], None]
 LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.9999}
 _TEXTS = ("a", "naïve 北京", "The quick brown fox jumps over the lazy dog.")
 _WORDS = "so many words "
-_LONGEST_PROBE, _LONGEST_CPU_PROBE = (
-    6144,
-    1536,
-)  # tokens; on a CPU, below half a second of attention
+# In tokens; on a CPU, below half a second of attention.
+_LONGEST_PROBE, _LONGEST_CPU_PROBE = 6144, 1536
 _MOST_CPU_WORK = 2**37  # weights times tokens of a probe: about a second on two cores
 
 
@@ -59,13 +59,13 @@ class Fitting:
 
         Args:
             pack: join rows if the model can be made to take them.
-            notes: gets a line that says why it cannot, or what was not compared.
+            notes: gets a line that says why it cannot.
         """
         if self._inner is None:  # no transformer: nothing to attend, and nothing slow
             return False
         packs = False
         if pack:
-            reason = self._pack(notes)
+            reason = self._pack()
             packs = reason is None
             if reason is not None:
                 notes.append(f"Batches are padded; rows of this model cannot be joined: {reason}.")
@@ -80,31 +80,55 @@ class Fitting:
         batches = [padded(rows[[row]], int(tokens.lengths[row])) for row in rows]
         return torch.cat([self._embed(tokens, batch) for batch in batches])
 
-    def _pack(self, notes: list[str]) -> str | None:
+    def _pack(self) -> str | None:
         """Makes the model take joined rows; returns why it cannot, if it cannot."""
-        obstacle = self._obstacle()
-        if obstacle is not None:
-            return obstacle
-        self._look_beyond_window(notes)
-        return self._try(self._set_attention, self._texts, join=True)
+        reason = self._obstacle() or self._look_beyond_window()
+        if reason is not None:
+            return reason
+        for name in self._attentions():
+            reason = self._try(partial(self._set_attention, name), self._texts, join=True)
+            if reason is None:
+                break
+        return reason
 
-    def _look_beyond_window(self, notes: list[str]) -> None:
-        """Adds a text that is longer than the sliding window, where rows can be."""
-        window, limit = sliding_window(self._inner), self._model.max_seq_length
-        if window is None or (limit is not None and limit <= window):
-            return
+    def _attentions(self) -> list[str]:
+        """Returns the attentions of joined rows that are here, the fastest first."""
+        if is_mpnet(self._inner) or self._device.type != "cuda":
+            return [PACKED]
+        named = self._inner.config._attn_implementation
+        if named.startswith("flash_attention"):  # as the spec says
+            return [named]
+        found = ["flash_attention_3"] if is_flash_attn_3_available() else []
+        if not flash_is_missing():
+            found.append(PACKED)
+        elif is_flash_attn_2_available():
+            found.append("flash_attention_2")
+        return found
+
+    def _look_beyond_window(self) -> str | None:
+        """Adds a text that is longer than the sliding window, where rows can be.
+
+        Returns why that cannot be, if it cannot: such rows would then be joined uncompared.
+        """
+        window = sliding_window(self._inner)
+        if window is None or self._n_longest() <= window:
+            return None
         n_tokens, most = window * 3 // 2, longest_probe(self._inner, self._device)
         if n_tokens > most:
-            notes.append(
-                f"Rows longer than the sliding window of {window:,} tokens were not compared when "
-                f"the model was loaded; here windows up to {most * 2 // 3:,} are. "
-                f"With encode.batching: buckets rows are not joined."
+            return (
+                f"its sliding window of {window:,} tokens is too long to be compared here, where "
+                f"windows up to {most * 2 // 3:,} are; model.max_tokens: {window} needs no window"
             )
-            return
         in_eight = self._tokenizer.count(9 * _WORDS) - self._tokenizer.count(_WORDS)
         text = _WORDS * (1 + 8 * n_tokens // in_eight)
         self._texts.append(text)
         self._expected = torch.cat([self._expected, self._one_by_one([text])])
+        return None
+
+    def _n_longest(self) -> float:
+        """Returns the longest row that can occur, in tokens."""
+        limit: int | None = self._model.max_seq_length
+        return float("inf") if limit is None else limit
 
     def _obstacle(self) -> str | None:
         name, own = type(self._inner).__name__, is_mpnet(self._inner)
@@ -123,20 +147,24 @@ class Fitting:
                 self._inner.config.get_text_config(), "attention_chunk_size", None
             )
             is not None,
+            "its positions (LongRoPE) depend on the longest row of a batch": (
+                long_rope_start(self._inner, self._n_longest()) is not None
+            ),
             "flash attention has no float32": on_gpu and self._inner.dtype == torch.float32,
             "flash attention has no biases": on_gpu and own,
-            "flash attention of joined rows needs PyTorch 2.12 or newer": on_gpu
-            and flash_is_missing(),
+            "flash attention of joined rows needs PyTorch 2.12 or newer, or flash-attn": (
+                not self._attentions()
+            ),
         }
         return next((reason for reason, holds in obstacles.items() if holds), None)
 
-    def _set_attention(self) -> Undo:
+    def _set_attention(self, name: str) -> Undo:
         if is_mpnet(self._inner):
             return pack_mpnet(self._inner)
         before = self._inner.config._attn_implementation
-        if before.startswith("flash_attention"):  # it takes joined rows as it is
+        if before == name:
             return lambda: None
-        self._inner.set_attn_implementation(PACKED)
+        self._inner.set_attn_implementation(name)
         return lambda: self._inner.set_attn_implementation(before)
 
     def _try(self, change: Callable[[], Undo], texts: Sequence[str], *, join: bool) -> str | None:
@@ -167,6 +195,26 @@ def sliding_window(inner: Any) -> int | None:
     config = inner.config.get_text_config()
     named = (getattr(config, name, None) for name in ("sliding_window", "local_attention"))
     return max((window for window in named if isinstance(window, int)), default=None)
+
+
+def long_rope_start(inner: Any, limit: float) -> int | None:
+    """Returns the longest row whose positions turn as in short rows, None if all do.
+
+    A LongRoPE model turns them more slowly in a batch with any row above that length, so that a
+    short row beside a long one gets another vector than alone.
+
+    Args:
+        inner: a transformers model, None where there is none.
+        limit: the longest row that can occur, in tokens.
+
+    Source: `longrope_frequency_update` of `transformers.modeling_rope_utils`.
+    """
+    config = None if inner is None else inner.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    layers = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    key = "original_max_position_embeddings"
+    starts = (int(part[key]) for part in layers if part.get("rope_type") == "longrope")
+    return min((start for start in starts if start < limit), default=None)
 
 
 def longest_probe(inner: Any, device: torch.device) -> int:

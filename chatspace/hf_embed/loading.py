@@ -15,19 +15,21 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from transformers.utils.logging import disable_progress_bar
 
-from chatspace.errors import ModelError
+from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed.bucketing import Batch, Buckets
 from chatspace.hf_embed.compiling import compile_model
 from chatspace.hf_embed.device import (
     fitting_budget,
+    note_on_dtype,
     pick_budget,
     pick_device,
     pick_dtype,
     pick_streams,
     pick_workers,
+    prepare_gpu,
 )
-from chatspace.hf_embed.encoder import Encoder, Forward, to_device
-from chatspace.hf_embed.fitting import Embed, Fitting
+from chatspace.hf_embed.encoder import Encoder, Forward, is_out_of_memory, to_device
+from chatspace.hf_embed.fitting import Embed, Fitting, long_rope_start
 from chatspace.hf_embed.hub import ask_hub, quiet
 from chatspace.hf_embed.model_input import NO_LIMIT, choose_tokenizer, resolve_prompt, set_limit
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
@@ -56,34 +58,42 @@ def load_encoder(
         UnfitEnvironmentError: the device is not there.
     """
     quiet_libraries()
-    threads = threads or torch.get_num_threads()
     device = pick_device(section.device)
+    prepare_gpu(device, tf32=bool(section.tf32))
     model = load_model(section, path, device)
-    notes: list[str] = []
+    encoder = _encoder(model, section, encode, threads or torch.get_num_threads())
+    compiled = encode.compile and isinstance(encoder.tokenizer, FastTokenizer)
+    if device.type == "cuda":
+        encoder.take_budget(fitting_budget(encode, encoder))
+    if compiled:
+        encoder.forward = compile_model(model, encoder, mode=encode.compile_mode)
+    elif encode.compile:
+        encoder.notes.append("Not compiled: the batches of this model have no fixed lengths.")
+    encoder.runtime.update(_model_facts(model, section, device), **_batch_facts(encoder, compiled))
+    return encoder
+
+
+def _encoder(model: Any, section: ModelSection, encode: EncodeSection, threads: int) -> Encoder:
+    """Returns the encoder of a loaded model, made fast unless it is to be compiled."""
+    device, notes = model.device, note_on_dtype(section.dtype, model.device)
     prompt = resolve_prompt(model, section, notes)
     limit = set_limit(model, section)
     normalize = take_normalize(model, encode.normalize)
     tokenizer = choose_tokenizer(model, prompt, limit, notes)
-    buckets = pick_buckets(encode, limit)
     forward = _forward(model)
-    compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
     fitting = _fitting(model, tokenizer, forward, section)
-    packs = False
-    if compiled:
-        mode, budget = encode.compile_mode, pick_budget(encode, device, packs=False)
-        forward = compile_model(model, forward, mode=mode, buckets=buckets, budget=budget)
-    else:
-        packs = fitting.fit(pack=_may_pack(section, encode), notes=notes)
-        if encode.compile:
-            notes.append("Not compiled: the batches of this model have no fixed lengths.")
-    workers = pick_workers(encode, device, threads, compiled)
-    encoder = Encoder(
+    compiled = encode.compile and isinstance(tokenizer, FastTokenizer)
+    packs = not compiled and fitting.fit(pack=_may_pack(section, encode), notes=notes)
+    rope_start = long_rope_start(model.transformers_model, limit)
+    # One pass at a time where a pass sets how positions turn.
+    workers = 1 if rope_start else pick_workers(encode, device, threads, compiled)
+    return Encoder(
         tokenizer=tokenizer,
         forward=forward,
         device=device,
         dim=fitting.dim,
         max_tokens=limit if limit < NO_LIMIT else None,
-        buckets=buckets,
+        buckets=pick_buckets(encode, limit, rope_start),
         budget=pick_budget(encode, device, packs),
         packs=packs,
         trim_to=None if compiled else TRIM_TO,
@@ -93,10 +103,6 @@ def load_encoder(
         around_worker=pick_streams(device, workers, foreign_code=section.trust_remote_code),
         notes=notes,
     )
-    if device.type == "cuda" and not compiled:
-        encoder.take_budget(fitting_budget(encode, encoder))
-    encoder.runtime.update(_model_facts(model, section, device), **_batch_facts(encoder, compiled))
-    return encoder
 
 
 def _may_pack(section: ModelSection, encode: EncodeSection) -> bool:
@@ -113,12 +119,13 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def pick_buckets(encode: EncodeSection, limit: int) -> Buckets:
+def pick_buckets(encode: EncodeSection, limit: int, no_longer_with: int | None = None) -> Buckets:
     """Returns the padded lengths, none beyond the longest row in tokens."""
     return Buckets(
         min_tokens=encode.bucket_min_tokens,
         max_tokens=min(encode.bucket_max_tokens or limit, limit),
         limit=limit,
+        no_longer_with=no_longer_with,
     )
 
 
@@ -127,6 +134,7 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
 
     Raises:
         ModelError: there is no such model, or its files or options do not fit.
+        UnfitEnvironmentError: the device is too small or faulty.
     """
     if path is not None and not Path(path).is_dir():
         raise ModelError(
@@ -148,15 +156,27 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
             model_kwargs=model_kwargs,
             processor_kwargs=dict(section.tokenizer_kwargs),
         )
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            _cannot_load(section, path, error, "Use a device with more memory")
-        ) from error
     except (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError) as error:
+        refuse_fault(section, path, error)
         if not reached:
             raise ModelError(_out_of_reach(section)) from error
         raise ModelError(_cannot_load(section, path, error, _next_step(section, path))) from error
     return model.eval()
+
+
+def refuse_fault(section: ModelSection, path: str | None, error: Exception) -> None:
+    """Tells a fault of the device apart from one of the model; another device may do.
+
+    Raises:
+        UnfitEnvironmentError: the device is too small or faulty.
+    """
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        next_step = "Use a device with more memory, or one that nobody else uses"
+    elif isinstance(error, torch.AcceleratorError):
+        next_step = "Try another node; `chatspace doctor --node` looks at driver and GPU"
+    else:
+        return
+    raise UnfitEnvironmentError(_cannot_load(section, path, error, next_step)) from error
 
 
 def _cannot_load(
@@ -224,10 +244,12 @@ def _fitting(
 
     Raises:
         ModelError: the model does not embed them.
+        UnfitEnvironmentError: the device is too small or faulty.
     """
     try:
         return Fitting(model, tokenizer, _embed(forward, model.device))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        refuse_fault(section, None, error)
         raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
 
 

@@ -23,6 +23,8 @@ class ModelSection(Section):
 
     That is a GPU from Ampere on, or a processor with AMX or AVX512_BF16; elsewhere float32.
     """
+    tf32: bool | None = None
+    """Multiply float32 matrices on a GPU in TensorFloat-32: faster, with fewer bits [false]."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """`auto`, `cpu`, `mps` or `cuda`."""
     attention_impl: str = "auto"
