@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,19 +16,14 @@ from sentence_transformers import SentenceTransformer
 from chatspace.errors import ModelError, UnfitEnvironmentError
 from chatspace.hf_embed import loading, model_input, packing
 from chatspace.hf_embed.bucketing import packed, padded
-from chatspace.hf_embed.compiling import share_graphs, warm_up
-from chatspace.hf_embed.encoder import Encoder
 from chatspace.hf_embed.linears import prepack_linears
 from chatspace.hf_embed.loading import load_encoder
 from chatspace.hf_embed.spec import EmbedSpec, EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import FastTokenizer, LibraryTokenizer
+from tests.encoders import go_on, load, min_cosine, some_texts, vectors_of
 from tests.models import KINDS, build
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def go_on() -> None:
-    """A check that never ends the tokenising."""
 
 
 @pytest.fixture(scope="session")
@@ -47,36 +41,6 @@ def minilm() -> Path:
     with (folder / "model.safetensors").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == MINILM_SHA256
     return folder
-
-
-def some_texts(n: int) -> list[str]:
-    from pydoc_data.topics import topics
-
-    words = " ".join(topics.values()).split()
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(words, k=draw.randint(1, 90))) for _ in range(n)]
-    odd = ["a", "🙂👩‍👩‍👧", "שלום עולם, مرحبا", "NUL \0 inside", "\0", "x" * 3000]
-    return [*texts, *odd, " ".join(words[:20_000])]
-
-
-def load(folder: Path, **options: Any) -> Encoder:
-    encode = options.pop("encode", EncodeSection())
-    section = ModelSection(name=str(folder), device="cpu", **{"dtype": "float32", **options})
-    return load_encoder(section, encode, path=str(folder))
-
-
-def vectors_of(encoder: Encoder, texts: list[str]) -> np.ndarray:
-    tokens = encoder.tokenizer.tokenize(texts, check=go_on)
-    vectors = np.full((len(texts), encoder.dim), np.nan, np.float32)
-    for batch in encoder.plan(tokens):  # one after the other, where `embed` has workers
-        vectors[batch.rows] = encoder.encode(tokens, batch)
-    return vectors
-
-
-def min_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return float(cosine.min())
 
 
 # Parity
@@ -217,43 +181,7 @@ def test_row_without_tokens_gets_zeros_and_leaves_the_others_alone(
     assert min_cosine(found, vectors_of(encoder, ["a", "b"])) > 0.999999
 
 
-# Compiling
-
-
-def test_compile_makes_all_graphs_before_the_first_row(tiny: dict[str, Path]) -> None:
-    from torch._dynamo.utils import counters
-
-    texts = some_texts(12)
-    encode = EncodeSection(compile=True, bucket_min_tokens=64, tokens_per_batch=512)
-    encoder = load(tiny["bert-mean"], encode=encode)
-    warm_up(encoder)
-    n_graphs = counters["stats"]["unique_graphs"]
-    assert n_graphs >= len(list(encoder.buckets.widths())) == 2
-    compiled = vectors_of(encoder, texts)
-    single = vectors_of(encoder, texts[:1])
-    assert counters["stats"]["unique_graphs"] == n_graphs
-    plain = vectors_of(load(tiny["bert-mean"]), texts)
-    assert min_cosine(compiled, plain) > 0.99999 and min_cosine(single, plain[:1]) > 0.99999
-
-
-def test_compile_of_many_buckets_makes_a_graph_for_each(
-    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torch._dynamo.utils import counters
-
-    # The graphs are what takes its limits; what code is made of them takes minutes.
-    plain = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(plain, backend="eager"))
-    torch._dynamo.reset()  # what other tests compiled counts too
-    encode = EncodeSection(
-        compile=True, bucket_min_tokens=10, bucket_max_tokens=10, tokens_per_batch=64
-    )
-    encoder = load(tiny["bert-mean"], encode=encode)
-    n_buckets = len(list(encoder.buckets.widths()))
-    before = counters["stats"]["unique_graphs"]
-    warm_up(encoder)
-    assert counters["stats"]["unique_graphs"] - before >= n_buckets == 13
-    encoder.close()
+# Hardware
 
 
 def test_attention_that_the_spec_names_is_not_replaced(tiny: dict[str, Path]) -> None:
@@ -265,32 +193,6 @@ def test_attention_that_the_spec_names_is_not_replaced(tiny: dict[str, Path]) ->
             "kind": "embed", "name": "x", "dataset": {"source": "parquet", "path": "x"},
             "model": {"attention_impl": "sdpa"}, "encode": {"batching": "pack"},
         })  # fmt: skip
-
-
-@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_compile_of_few_rows_gives_their_vectors(mode: str | None, tiny: dict[str, Path]) -> None:
-    encode = EncodeSection(
-        compile=True, compile_mode=mode, bucket_min_tokens=128, tokens_per_batch=512
-    )
-    encoder = load(tiny["bert-cls"], encode=encode)
-    assert encoder.workers == 1 and encoder.runtime["batching"] == "buckets"
-    texts = some_texts(1)[:5]
-    assert min_cosine(encoder.embed(texts), load(tiny["bert-cls"]).embed(texts)) > 0.99999
-    encoder.close()
-
-
-def test_graphs_are_shared_where_the_user_does_not_say_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "remembered, so that it is put back")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
-    share_graphs(tmp_path)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "torchinductor"))
-    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
-
-
-# Hardware
 
 
 def test_rows_have_the_same_bits_in_any_company_and_on_any_number_of_cores(minilm: Path) -> None:
