@@ -257,9 +257,10 @@ _TABLE: dict[str, Kind] = {
         pooling="lasttoken",
         config={
             **_QWEN,
-            "pad_token_id": 0,
+            "pad_token_id": 1,  # not the end token, whose vector would be all zeros
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             "head_dim": 16,
-            "max_position_embeddings": 512,
             # In a batch with any row above 64 tokens all positions turn more slowly.
             "original_max_position_embeddings": 64,
             "rope_parameters": {
