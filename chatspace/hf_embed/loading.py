@@ -55,7 +55,7 @@ def load_encoder(
 
     Raises:
         ModelError: no such model, or it cannot be used as the spec says.
-        UnfitEnvironmentError: the device is not there.
+        UnfitEnvironmentError: the device is not there, too small or faulty.
     """
     quiet_libraries()
     device = pick_device(section.device)
