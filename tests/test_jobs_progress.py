@@ -63,6 +63,18 @@ def test_slice_progress_speed_follows_a_change_slowly() -> None:
     assert 1000 < state.tokens_per_s < 3000
 
 
+def test_slice_progress_time_left_does_not_follow_the_lengths_within_a_shard() -> None:
+    state = SliceProgress(label="0", rows_total=10_000)
+    rows, left = 0, []
+    for second in range(1, 81):  # shards of 20 s: one row a second, two, ... twenty
+        rows += 1 + (second - 1) % 20
+        state.apply(_progress(rows, second * 1000, float(second)))
+        if second >= 40:
+            left.append(state.eta_s)
+    known = [eta_s for eta_s in left if eta_s is not None]
+    assert len(known) == len(left) and max(known) < 1.3 * min(known)
+
+
 def test_slice_progress_counts_resumed_rows_as_done_and_not_as_speed() -> None:
     state = SliceProgress(label="0", rows_total=1000)
     state.apply({"event": "started", "rows_done": 400})

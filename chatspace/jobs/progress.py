@@ -35,6 +35,9 @@ class SliceProgress:
         message: why it failed, where the event says.
         tokens_per_s: real tokens, smoothed over some seconds.
         seen_s: when the last progress was told; only differences mean something.
+        first_s: when the first tokens were told, and `first_rows` how many rows were dealt with.
+        rows_per_s: since the first tokens: in each shard long rows come first, so that the speed of
+            some seconds says little of what is to come.
         rows_lost: rows that nobody works on any more, those of failed slices; for the whole run.
     """
 
@@ -47,6 +50,8 @@ class SliceProgress:
     stage: str = "waiting"
     message: str = ""
     seen_s: float | None = None
+    first_s: float | None = None
+    first_rows: int = 0
     tokens_per_s: float = 0.0
     rows_per_s: float = 0.0
     rows_lost: int = 0
@@ -63,7 +68,7 @@ class SliceProgress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the smoothed speed; None while that is not known."""
+        """Seconds to go at the speed so far; None while that is not known."""
         if self.is_ended:
             return 0.0
         rows_left = self.rows_total - self.rows_done - self.rows_lost
@@ -86,7 +91,7 @@ class SliceProgress:
         self.rows_resumed = int(event.get("rows_done", self.rows_resumed))
         self.rows = self.n_tokens = self.n_padded_tokens = 0
         self.tokens_per_s = self.rows_per_s = 0.0
-        self.seen_s = None
+        self.seen_s = self.first_s = None
         self.stage, self.message = str(event.get("stage", "starting")), ""
 
     def _advance(self, event: Mapping[str, Any]) -> None:
@@ -97,7 +102,10 @@ class SliceProgress:
         if span_s > 0 and self.n_tokens > 0:
             share = 1 - math.exp(-span_s / _SMOOTHING_S) if self.tokens_per_s else 1.0
             self.tokens_per_s += share * ((n_tokens - self.n_tokens) / span_s - self.tokens_per_s)
-            self.rows_per_s += share * ((rows - self.rows) / span_s - self.rows_per_s)
+        if self.first_s is None and n_tokens > 0:
+            self.first_s, self.first_rows = seen_s, rows
+        if self.first_s is not None and seen_s is not None and seen_s > self.first_s:
+            self.rows_per_s = (rows - self.first_rows) / (seen_s - self.first_s)
         self.rows, self.n_tokens, self.seen_s = rows, n_tokens, seen_s
         self.n_padded_tokens = int(event.get("n_padded_tokens", self.n_padded_tokens))
         self.stage = str(event.get("stage", self.stage))
