@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -256,3 +257,66 @@ def test_gpu_load_reads_what_nvidia_smi_prints_of_one_gpu(
     time.sleep(1.0)
     found = sampler.stop()
     assert found == (share if share is None else pytest.approx(share, abs=0.05))
+
+
+class SlowTokenizer:
+    def tokenize(self, texts: Sequence[str], *, check: Callable[[], None]) -> list[int]:
+        time.sleep(0.2)
+        return [len(text) for text in texts]
+
+
+class OneByOne:
+    """An encoder whose batches are single rows and whose vectors are their lengths."""
+
+    tokenizer, workers, dim = SlowTokenizer(), 1, 2
+    device, forward = SimpleNamespace(type="cpu"), None
+
+    def __init__(self) -> None:
+        self.n_waiting = self.most_waiting = 0
+
+    def plan(self, tokens: list[int]) -> list[Any]:
+        return [SimpleNamespace(rows=np.array([row])) for row in reversed(range(len(tokens)))]
+
+    def start(self, tokens: list[int], batch: Any) -> Any:
+        found = np.full((1, 2), tokens[batch.rows[0]], np.float32)
+        self.n_waiting += 1
+        self.most_waiting = max(self.most_waiting, self.n_waiting)
+        return SimpleNamespace(result=lambda: self._end(found))
+
+    def _end(self, found: Any) -> Any:
+        self.n_waiting -= 1
+        return found
+
+
+def test_encoder_alone_is_not_charged_for_tokenising_and_keeps_its_workers_busy(
+    load: Callable[[str], Any], tmp_path: Path
+) -> None:
+    watched_task = load("watched_task")
+    shards = {"a": ["x" * n for n in range(1, 8)], "b": ["x" * n for n in range(8, 11)]}
+    reader = SimpleNamespace(read=lambda span: SimpleNamespace(texts=shards[span]))
+    encoder = OneByOne()
+    watch = watched_task.Watch(alone=tmp_path / "alone.npy", simulate=False)
+    pipeline = SimpleNamespace(encoder=encoder, reader=reader)
+    watch.running(lambda *_: pytest.fail("the task itself ran"))(pipeline, ["a", "b"])
+    assert watch.facts["seconds"] < 0.2
+    assert np.load(tmp_path / "alone.npy").tolist() == [[n, n] for n in range(1, 11)]
+    assert encoder.most_waiting == watched_task.AHEAD + 1
+
+
+def test_linears_vectors_are_the_means_of_the_rows_of_each_batch(
+    load: Callable[[str], Any],
+) -> None:
+    linears, torch = load("linears"), load("torch")
+    batches = [
+        {"row_groups": [], "cu_seq_lens_q": torch.tensor([0, 2, 3], dtype=torch.int32)},
+        {"row_groups": [], "cu_seq_lens_q": torch.tensor([0, 3], dtype=torch.int32)},
+    ]
+    hidden = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]]], dtype=torch.bfloat16)
+    found = linears.vectors(lambda features: hidden, batches)
+    assert found.tolist() == [[2, 1], [5, 4], [3, 2]]
+
+
+def test_least_cosine_is_that_of_the_worst_row(load: Callable[[str], Any]) -> None:
+    found = np.array([[1, 0], [3, 4], [2, 2]], np.float32)
+    expected = np.array([[2, 0], [4, 3], [1, 1]], np.float32)
+    assert load("report").least_cosine(found, expected) == pytest.approx(0.96)
