@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -25,6 +27,8 @@ from chatspace.errors import ChatspaceError, ExitCode
 
 # typer carries its own copy of click, whose usage errors have no public name.
 UsageError: Any = typer.BadParameter.__base__
+# What typer returns, and does not raise, of a KeyboardInterrupt: `_main` of typer/core.py.
+_INTERRUPTED_IN_TYPER = 130
 
 app = typer.Typer(
     name="chatspace",
@@ -89,7 +93,17 @@ app.command(
 def main() -> None:
     """Runs the command line; an error of chatspace's own is one line on stderr, and its code."""
     try:
-        sys.exit(app(standalone_mode=False) or ExitCode.DONE)
+        _run()
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Interrupted. Run it again.", ExitCode.INTERRUPTED)
+
+
+def _run() -> NoReturn:
+    try:
+        code = app(standalone_mode=False) or ExitCode.DONE
+        if code == _INTERRUPTED_IN_TYPER:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except ChatspaceError as error:
         _fail(str(error), error.exit_code)
     except UsageError as error:
@@ -97,13 +111,20 @@ def main() -> None:
         if context and "\n" not in text:
             text = f"{text.rstrip('.')}. See `{context.command_path} --help`."
         _fail(text, ExitCode.USER_INPUT)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted. Run it again.", ExitCode.INTERRUPTED)
 
 
 def _fail(text: str, code: ExitCode) -> NoReturn:
+    if code == ExitCode.INTERRUPTED:
+        _ignore_interrupts()
     sys.stderr.write(f"chatspace: {text}\n")
     sys.exit(code)
+
+
+def _ignore_interrupts() -> None:
+    """Lets no further Ctrl-C change the exit code of a process that ends because of the first."""
+    with suppress(ValueError):  # in any thread but the main one there is nothing to ignore
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def setup_main() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
+from chatspace.errors import SpecError
 from chatspace.kinds import KINDS
 from chatspace.spec.base import RunSpec
+from chatspace.spec.fields import Slot, slot_at
 from chatspace.spec.flags import Flag, iter_flags, values_from_flags
 from chatspace.spec.loading import spec_from_mapping
 
@@ -46,6 +48,7 @@ def parse_flags(kind: str, command: str, arguments: Sequence[str]) -> ParsedFlag
         workers = given.pop("workers")
         values = values_from_flags({flags[name]: value for name, value in given.items()})
         values.setdefault("name", _default_name(values))
+        _refuse_missing(model, command, flags.values(), given)
         parsed.append(ParsedFlags(spec_from_mapping({"kind": kind, **values}, command), workers))
 
     parameters = [_parameter(flag) for flag in flags.values()]
@@ -80,6 +83,33 @@ def named_spec(kind: str, words: Sequence[str], *, takes: Iterable[str] = _TAKEN
         if is_file and before not in with_value:
             return word
     return None
+
+
+def _refuse_missing(
+    model: type[RunSpec], command: str, flags: Iterable[Flag], given: Mapping[str, Any]
+) -> None:
+    """Refuses to go on without a key that every spec has, by the flag that gives it.
+
+    Raises:
+        SpecError: one was not given.
+    """
+    names = {flag.key: flag.names[0] for flag in flags}
+    for flag in flags:
+        slots = _slots(model, flag.key)
+        is_needed = flag.key != "name" and all(slot.field.is_required() for slot in slots)
+        if is_needed and given[flag.parameter] is None:
+            raise SpecError(
+                f"Missing flag: {command} {flag.names[0]}; expected {slots[-1].words()}. Give it, "
+                f"with {names['dataset.path']} of local files or {names['dataset.name']} on the "
+                f"hub. See `{command} --help`."
+            )
+
+
+def _slots(model: type[RunSpec], key: str) -> list[Slot]:
+    """Returns the slots of a key and of the sections that it stands in, outermost first."""
+    parts = tuple(key.split("."))
+    found = [slot_at(model, parts[: n + 1]) for n in range(len(parts))]
+    return [slot for slot in found if slot is not None]
 
 
 def _asks_help(arguments: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatspace.checks.doctor import refuse_unfit
 from chatspace.errors import IncompleteError, InputError
-from chatspace.jobs.gather import read_manifest
+from chatspace.jobs.gather import complaint, read_manifest, split_coverage
 from chatspace.jobs.scheduler import Scheduler, SlurmScheduler
 from chatspace.layout import Layout
 from chatspace.mend.cancel import (
@@ -22,6 +22,7 @@ from chatspace.mend.cancel import (
 )
 from chatspace.mend.resubmit import Resubmitted, resubmit
 from chatspace.plan.model import Plan, SplitPlan
+from chatspace.shards.store import unreadable_shard
 from chatspace.watch.completeness import is_complete
 from chatspace.watch.live_status import live_status
 from chatspace.watch.logs import find_task, log_lines
@@ -237,7 +238,7 @@ class Run:
         Those stored as int8 or as bits are read back as float32; `dataset()` has what is stored.
 
         Raises:
-            IncompleteError: the split was not gathered yet, or a shard is damaged.
+            IncompleteError: the split was not gathered yet, or a shard is missing or damaged.
         """
         import numpy as np
 
@@ -253,11 +254,23 @@ class Run:
         start = 0
         for shard in manifest["shards"]:
             path = Path(self.plan.workspace) / shard["path"]
-            table = _vectors_table(path, encoding.columns)
+            try:
+                table = _vectors_table(path, encoding.columns)
+            except FileNotFoundError as error:
+                raise self._missing_shard(path, split, error) from error
             vectors[start : start + len(table)] = float_vectors(table)
             start += len(table)
         assert start == len(vectors)
         return vectors
+
+    def _missing_shard(self, path: Path, split: str | None, error: OSError) -> IncompleteError:
+        """Returns what to raise of a shard that was there when the split was gathered."""
+        chosen = self._split(split)
+        coverage = split_coverage(self.plan, chosen, verify=False)
+        if coverage.complete:  # another process is doing it again
+            return unreadable_shard(path, error)
+        how = complaint(self.plan, chosen, coverage)
+        return IncompleteError(f"Missing shard: {path}; No such file. {how}")
 
     def _split(self, name: str | None) -> SplitPlan:
         names = [split.name for split in self.plan.splits]
@@ -274,17 +287,18 @@ def _vectors_table(path: Path, columns: Sequence[str]) -> pa.Table:
     """Returns some columns of a shard.
 
     Raises:
+        FileNotFoundError: there is none.
         IncompleteError: it cannot be read.
         OutputError: it may not be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from chatspace.shards.store import unreadable_shard
-
     try:
         return pq.read_table(
             path, columns=list(columns), partitioning=None, page_checksum_verification=True
         )
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise unreadable_shard(path, error) from error

@@ -17,9 +17,10 @@ import chatspace
 from chatspace.errors import IncompleteError, InputError, UnfitEnvironmentError
 from chatspace.jobs.events import EventLog
 from chatspace.jobs.setup import set_up
-from chatspace.jobs.submissions import record_submission
+from chatspace.jobs.submissions import active_jobs, local_job_id, record_submission
 from chatspace.layout import Layout
 from tests.conftest import SpecMaker, texts, write_parquet
+from tests.vector_runs import random_vectors, vector_run
 
 
 @pytest.mark.slow
@@ -114,6 +115,21 @@ def test_vectors_before_the_gather_says_what_to_run(make_spec: SpecMaker) -> Non
         run.vectors()
 
 
+def test_vectors_of_a_run_without_a_shard_says_which_and_how_it_is_done_again(
+    tmp_path: Path,
+) -> None:
+    plan = vector_run(tmp_path, random_vectors(50))
+    path = tmp_path / plan.splits[0].output_dir / "shard-00002.parquet"
+    path.unlink()
+    with pytest.raises(IncompleteError) as caught:
+        chatspace.Run(plan).vectors()
+    message = str(caught.value)
+    assert message.startswith(f"Missing shard: {path}; No such file. Not complete: ")
+    assert "1 of 4 shards missing" in message
+    assert "Run just those: chatspace " in message
+    assert message.count(str(path)) == 1
+
+
 def test_wait_ends_with_a_timeout_and_the_state(make_spec: SpecMaker) -> None:
     run = chatspace.Run(set_up(make_spec()).plan)
     with pytest.raises(TimeoutError, match="incomplete"):
@@ -167,6 +183,20 @@ def test_cancel_names_the_jobs_that_it_cancelled(make_spec: SpecMaker) -> None:
     assert run.cancel(scheduler=slurm) == []
     record_submission(run.plan, job_id="7", executor="sbatch", split="train", offset=0, count=1)
     assert run.cancel(scheduler=slurm) == ["7"] == slurm.cancelled
+
+
+def test_cancel_of_a_complete_run_leaves_the_process_that_is_just_ending(tmp_path: Path) -> None:
+    plan = vector_run(tmp_path, random_vectors(50))
+    code = "import time; time.sleep(60)  # chatspace"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        job_id = local_job_id(process.pid)
+        record_submission(plan, job_id=job_id, executor="local", split="train", offset=0, count=1)
+        assert active_jobs(plan, FakeScheduler()) == [job_id]
+        assert chatspace.Run(plan).cancel(scheduler=FakeScheduler()) == []
+        assert process.poll() is None
+        (tmp_path / plan.splits[0].output_dir / "shard-00000.parquet").unlink()
+        assert chatspace.Run(plan).cancel(scheduler=FakeScheduler()) == [job_id]
+        assert process.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_logs_are_those_of_failed_tasks_or_of_the_one_that_is_named(make_spec: SpecMaker) -> None:

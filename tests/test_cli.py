@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,10 +199,28 @@ def test_run_then_everything_else_works_on_the_result(chatspace: Command, tmp_pa
 
 @pytest.mark.slow
 def test_embed_hf_with_a_run_spec_says_which_command_takes_it(chatspace: Command) -> None:
-    for words in (["setups/x.yaml"], ["--workers", "2", "setups/x.yaml"]):
+    for words in (["spec.yaml"], ["--workers", "2", "spec.yaml"]):
         done = chatspace("embed-hf", *words)
         assert done.returncode == 2
-        assert "Use `chatspace run setups/x.yaml`" in done.stderr
+        assert "Use `chatspace run spec.yaml`" in done.stderr
+
+
+def test_embed_hf_with_a_run_spec_that_is_not_there_says_so(chatspace: Command) -> None:
+    done = chatspace("embed-hf", "nope.yaml")
+    assert done.returncode == ExitCode.USER_INPUT
+    assert done.stderr.startswith("chatspace: No such file: nope.yaml; looked from /")
+
+
+@pytest.mark.parametrize("words", [(), ("--path", "data")])
+def test_embed_hf_without_what_every_spec_has_names_the_flags(
+    words: tuple[str, ...], chatspace: Command
+) -> None:
+    done = chatspace("embed-hf", *words)
+    assert done.returncode == ExitCode.USER_INPUT
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("chatspace: Missing flag: chatspace embed-hf --source; expected one of")
+    assert "--path" in line
+    assert "--dataset-name" in line
 
 
 def test_embed_hf_from_flags_embeds(chatspace: Command, tmp_path: Path, tiny_model: Path) -> None:
@@ -257,3 +277,46 @@ def test_usage_errors_are_one_line_with_exit_code_2(
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("chatspace: ")
     assert "--help`." in done.stderr
+
+
+def test_interrupted_while_planning_exits_75_in_one_line(
+    chatspace: Command, tmp_path: Path
+) -> None:
+    program = """
+import sys
+from chatspace.jobs import setup
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+setup.set_up = interrupted
+sys.argv[1:] = ["run", "spec.yaml"]
+from chatspace.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == ExitCode.INTERRUPTED
+    assert done.stderr == "chatspace: Interrupted. Run it again.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_more", [0, 200])
+@pytest.mark.parametrize("wait_s", [0.0, 0.6])
+def test_run_interrupted_in_its_first_second_exits_75_however_often(
+    chatspace: Command, tmp_path: Path, n_more: int, wait_s: float
+) -> None:
+    command = [sys.executable, "-u", "-m", "chatspace", "run", "spec.yaml"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("run cli-")
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        for _ in range(n_more):
+            time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert process.returncode == ExitCode.INTERRUPTED, errors
+    assert errors.splitlines()[-1].startswith("chatspace: Interrupted")
+    assert "Traceback" not in errors

@@ -4,8 +4,27 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from chatspace.demo.run import demo_overrides
+from chatspace.resources import resource_dir
+from chatspace.spec.loading import load_spec
+
+SPEC = resource_dir("setups") / "demo.yaml"
+
+
+def test_demo_overrides_another_workspace_holds_passages_and_model(tmp_path: Path) -> None:
+    own = ["slices.count=2"]
+    assert demo_overrides(SPEC, own) == own
+    there = tmp_path / "other"
+    spec: Any = load_spec(SPEC, demo_overrides(SPEC, [*own, f"workspace={there}"]))
+    assert spec.dataset.path == str(there / "datasets/raw/python/docs/installed/passages.parquet")
+    assert spec.model.name == str(there / "models" / "all-MiniLM-L6-v2")
+    chosen = [f"workspace={there}", "model.name=mine"]
+    spec = load_spec(SPEC, demo_overrides(SPEC, chosen))
+    assert spec.model.name == "mine"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def add_task(plan: Plan, index: int, dtype: str | None, *, node: str, **facts: Any) -> None:
     """Writes the shard and the task manifest of a slice; without a dtype as if it was killed."""
-    attempt = f"12_{index}.r0"
+    attempt = facts.get("attempt", f"12_{index}.r0")
     (split,) = plan.splits
     path = Layout(Path(plan.workspace)).run(plan.run_id).task_manifest("train", f"{index:05d}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,3 +113,25 @@ def test_gather_without_a_single_vector_warns(plan: Plan, caplog: pytest.LogCapt
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"Nothing was embedded: {plan.run_id} split train; ")
     assert "all of 16 rows were skipped (no_turns 16). Check " in warning
+
+
+def test_gather_counts_the_shards_that_were_done_again_and_not_those_that_were_resumed(
+    plan: Plan,
+) -> None:
+    def at(minute: int) -> str:
+        return f"2026-01-01T00:{minute:02}:00+00:00"
+
+    done = {"state": "finished", "started_at": at(0), "finished_at": at(5)}
+    for index in range(N_SHARDS):
+        stopped = {**done, "state": "interrupted"} if index == 1 else done
+        add_task(plan, index, "float32", node="gpu-01", **stopped)
+    (gathered,) = gather_run(plan)
+    assert gathered.content["shards_redone"] == 0
+    (split,) = plan.splits
+    for index in (1, 2):  # as `chatspace run --verify` does again what it set aside
+        split_store(plan, split).set_aside(span_of(index))
+        again = {"attempt": f"13_{index}.r0", "started_at": at(9), "finished_at": at(10)}
+        add_task(plan, index, "float32", node="gpu-01", **done | again)
+    (gathered,) = gather_run(plan)
+    assert gathered.content["shards_redone"] == 1
+    assert gathered.content["n_tokens"] == 7 * (N_SHARDS + 2)

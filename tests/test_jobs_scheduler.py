@@ -101,6 +101,30 @@ def test_submit_refusal_is_in_sbatch_s_own_words(fake: Fake, tmp_path: Path) -> 
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+        "sbatch: error: fetch_config: DNS SRV lookup failed\n"
+        "sbatch: error: _establish_config_source: failed to fetch config\n"
+        "sbatch: fatal: Could not establish a configuration source\n",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller "
+        "(connect failure)\n",
+    ],
+)
+def test_submit_slurm_out_of_reach_says_where_to_run_it(
+    fake: Fake, tmp_path: Path, said: str
+) -> None:
+    fake("sbatch", err=said, code=1)
+    with pytest.raises(UnfitEnvironmentError) as caught:
+        SlurmScheduler().submit(tmp_path / "embed.slurm")
+    message = str(caught.value)
+    assert message.startswith("SLURM cannot be reached from this machine: sbatch says ")
+    assert "Run it on a login node" in message
+    assert "slurm section" not in message
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
 def test_submit_without_slurm_says_what_else_works(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(UnfitEnvironmentError, match=r"sbatch is not on the PATH.*chatspace run"):
         SlurmScheduler().submit(tmp_path / "embed.slurm")

@@ -106,3 +106,8 @@ def test_summary_without_tokens_has_no_padding_waste() -> None:
 )
 def test_format_bytes_uses_binary_units(n_bytes: int, text: str) -> None:
     assert format_bytes(n_bytes) == text
+
+
+def test_render_summary_says_that_the_tokens_of_repeated_work_count_again() -> None:
+    assert "done again" not in _shown(SUMMARY)
+    assert "1 shard done again, counted each time" in _shown(replace(SUMMARY, shards_redone=1), 120)

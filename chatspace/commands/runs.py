@@ -165,6 +165,11 @@ def embed_hf(context: typer.Context) -> None:
     from chatspace.flag_command import named_spec, parse_flags
 
     if spec := named_spec("embed", context.args):
+        if not Path(spec).exists():
+            raise SpecError(
+                f"No such file: {spec}; looked from {Path.cwd()}. Name a run spec that is there to "
+                "`chatspace run SPEC.yaml`, or give its keys as flags to `chatspace embed-hf`."
+            )
         raise SpecError(
             f"A run spec, not flags: {spec}. Use `chatspace run {shlex.quote(spec)}`, with "
             "--set KEY=VALUE for what differs."
@@ -188,12 +193,13 @@ def demo(
     set_: SetOption = None,
 ) -> None:
     """Embed 5,000 passages of documentation, and draw."""
-    from chatspace.demo.run import prepare_demo, write_demo_map
+    from chatspace.demo.run import demo_overrides, prepare_demo, write_demo_map
     from chatspace.resources import resource_dir
 
     started = time.monotonic()
     spec_path = resource_dir("setups") / "demo.yaml"
-    done = set_up_file(str(spec_path), set_ or [], None, prepare=prepare_demo)
+    overrides = demo_overrides(spec_path, set_ or [])
+    done = set_up_file(str(spec_path), overrides, None, prepare=prepare_demo)
     gathered, _ = run_here(done, workers)
     pictures = write_demo_map(done.plan)
     show_summary(done.plan, gathered, time.monotonic() - started, pictures)

@@ -93,6 +93,11 @@ def corpus_folder(workspace: Path) -> Path:
     return workspace / "datasets" / "raw" / "python" / "docs" / "installed"
 
 
+def corpus_file(workspace: Path) -> Path:
+    """Returns where the passages lie, once they are written."""
+    return corpus_folder(workspace) / _FILE_NAME
+
+
 def write_corpus(folder: Path) -> Path:
     """Writes the dataset once, with `dataset.json` beside it; a dataset that is there is kept.
 

@@ -49,6 +49,11 @@ def packaged_model() -> Path:
     return folder
 
 
+def model_folder(workspace: Path) -> Path:
+    """Returns where the model lies in a workspace."""
+    return workspace / "models" / MODEL_NAME
+
+
 def place_model(workspace: Path) -> Path:
     """Copies the packaged model to `models/all-MiniLM-L6-v2` once; a copy that is there is checked.
 
@@ -59,7 +64,7 @@ def place_model(workspace: Path) -> Path:
         ModelError: the packaged model or the copy is not the published model.
         OutputError: the workspace cannot be written, or the disk is full.
     """
-    target = workspace / "models" / MODEL_NAME
+    target = model_folder(workspace)
     if not target.exists():
         _copy_folder(packaged_model(), target)
     check_model(target, next_step=f"Remove {target} and run it again")

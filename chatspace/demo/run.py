@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from chatspace.demo.corpus import corpus_folder, write_corpus
-from chatspace.demo.model import place_model
+from chatspace.demo.corpus import corpus_file, corpus_folder, write_corpus
+from chatspace.demo.model import model_folder, place_model
 from chatspace.jobs.gather import read_manifest
 from chatspace.layout import Layout, resolve_workspace
 from chatspace.plan.model import Plan
 from chatspace.shards.table import float_vectors
 from chatspace.shards.vectors import encoding_of
 from chatspace.spec.base import RunSpec
+from chatspace.spec.loading import load_spec
 from chatspace.viz.map import MapRows, write_map
 from chatspace.viz.projection import project, sample_rows
 
@@ -30,6 +32,25 @@ def prepare_demo(spec: RunSpec) -> None:
     workspace = resolve_workspace(spec.workspace)
     write_corpus(corpus_folder(workspace))
     place_model(workspace)
+
+
+def demo_overrides(spec_path: Path, overrides: Sequence[str]) -> list[str]:
+    """Returns overrides that place passages and model below the workspace that is chosen by them.
+
+    Args:
+        spec_path: `setups/demo.yaml`, which names both below its own workspace.
+        overrides: `key=value` texts; what they say of the two goes first.
+
+    Raises:
+        SpecError: an override is wrong.
+        OutputError: the workspace cannot be written.
+    """
+    chosen = load_spec(spec_path, overrides).workspace
+    if chosen == load_spec(spec_path).workspace:
+        return list(overrides)
+    workspace = resolve_workspace(chosen)
+    passages, model = corpus_file(workspace), model_folder(workspace)
+    return [f"dataset.path={passages}", f"model.name={model}", *overrides]
 
 
 def write_demo_map(plan: Plan) -> tuple[Path, Path]:

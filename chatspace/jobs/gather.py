@@ -232,6 +232,7 @@ def dataset_manifest(plan: Plan, split: SplitPlan, coverage: Coverage) -> dict[s
         "bytes": sum(record.bytes for record in records),
         "shards": [asdict(record) for record in records],
         **_measured(coverage.attempts),
+        "shards_redone": _redone(split, coverage),
         **_compute_dtypes(records, coverage.attempts),
         "run_config": plan.spec,
         **{key: value for key, value in plan.provenance.items() if "git_" in key},
@@ -267,7 +268,8 @@ def _norms(records: Sequence[ShardRecord]) -> dict[str, float | None]:
 def _measured(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums what the executions measured, and lists them.
 
-    An execution that was killed wrote no timings; its tokens and seconds are not in the sums.
+    An execution that was killed wrote no timings; its tokens and seconds are not in the sums. Those
+    of a shard that was done again are in them each time.
     """
     timed = [attempt for attempt in attempts if "stages" in attempt]
     named = dict.fromkeys(stage for attempt in timed for stage in attempt["stages"])
@@ -285,6 +287,25 @@ def _measured(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gpus": sorted({a["runtime"]["gpu"] for a in timed if a["runtime"].get("gpu")}),
         "tasks": list(attempts),
     }
+
+
+def _redone(split: SplitPlan, coverage: Coverage) -> int:
+    """Returns how many shards were written by an execution that began after their slice was done.
+
+    An execution of a slice that finished left no shard of it undone.
+    """
+    slices = {(s.shard_start, s.shard_stop) for s in split.slices}
+    done_at: dict[int, str] = {}  # when the slice of a shard was first done
+    for attempt in coverage.attempts:
+        shards = attempt["shard_start"], attempt["shard_stop"]
+        if attempt.get("state") == "finished" and shards in slices:
+            for index in range(*shards):
+                done_at[index] = min(attempt["finished_at"], done_at.get(index, "~"))
+    begun = {a["attempt"]: a.get("started_at", "") for a in coverage.attempts}
+    return sum(
+        done_at.get(record.shard_index, "~") <= begun.get(record.attempt, "")
+        for record in coverage.records
+    )
 
 
 def _compute_dtypes(

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, NamedTuple
 
 from chatspace.errors import ChatspaceError, ExitCode, InterruptedRun, UserError
@@ -78,12 +80,13 @@ def run_local(
     queue = list(enumerate(slices_of(plan)))
     n_workers = min(workers or max(1, len(gpus)), len(queue))
     pool = _Pool(plan, progress, gpus, threads_each=max(1, usable_threads() // n_workers))
-    restore = signal.signal(signal.SIGTERM, _raise_interrupt)
+    interrupts = _Interrupts()
     try:
         while queue or pool.running:
             while queue and len(pool.running) < n_workers and not pool.stop_starting:
                 position, (split, slice_) = queue.pop(0)
-                pool.start(position, split, slice_)
+                with interrupts.held():
+                    pool.start(position, split, slice_)
             if pool.stop_starting:
                 queue.clear()
             time.sleep(POLL_S)
@@ -94,8 +97,9 @@ def run_local(
             f"Interrupted: {plan.run_id}. Run it again to resume; finished shards are kept."
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, restore)
+        interrupts.hold()
         pool.close()
+        interrupts.restore()
     pool.raise_failures()
 
 
@@ -139,6 +143,40 @@ def task_command(
         "--of",
         str(len(split.slices)),
     ]
+
+
+class _Interrupts:
+    """Makes SIGTERM and SIGINT raise KeyboardInterrupt, later where that would lose a process."""
+
+    def __init__(self) -> None:
+        self._is_held = self._has_come = False
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so below nohup
+            numbers.append(signal.SIGINT)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Raises what comes meanwhile at the end."""
+        self.hold()
+        yield
+        self._is_held = False
+        if self._has_come:
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """Raises nothing from now on."""
+        self._is_held = True
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever handled them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._has_come = True
+        if not self._is_held:
+            raise KeyboardInterrupt
 
 
 class _Pool:
@@ -316,7 +354,3 @@ def _gpu_ids() -> list[str]:
         ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
     )
     return [str(i) for i, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
-
-
-def _raise_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -109,6 +109,8 @@ def summary_of(
         n_padded_tokens=sum(content["n_padded_tokens"] for content in contents),
         stages=_stages([content["stages"] for content in contents]),
         shards=sum(content["n_shards"] for content in contents),
+        # Older manifests have none.
+        shards_redone=sum(content.get("shards_redone", 0) for content in contents),
         bytes_written=sum(content["bytes"] for content in contents),
         manifests=[shown_path(item.manifest) for item in gathered],
         pictures=[shown_path(path) for path in pictures],

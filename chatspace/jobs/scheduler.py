@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 COMMAND_TIMEOUT_S = 60.0
 # Else a list of array indexes ends after 64 characters: https://slurm.schedmd.com/sacct.html
 _WHOLE_LISTS = {"SLURM_BITSTR_LEN": "0"}
+# What SLURM's commands say where they are installed and nothing of SLURM answers.
+_UNREACHED = re.compile(
+    r"DNS SRV lookup failed|establish a configuration source|unable to contact slurm controller",
+    re.IGNORECASE,
+)
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?$")
 ACTIVE_STATES = frozenset(
     [
@@ -239,6 +244,12 @@ def _run(
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
         words = dict.fromkeys(line.removeprefix(f"{command[0]}: error: ").strip() for line in said)
+        if _UNREACHED.search(" ".join(words)):
+            raise UnfitEnvironmentError(
+                f"SLURM cannot be reached from this machine: {command[0]} says "
+                f"{' '.join(words).rstrip('.')}. Run it on a login node of the cluster, or use "
+                f"`chatspace run` here."
+            )
         raise UnfitEnvironmentError(
             f"{command[0]} refused: {' '.join(words)}. Correct the slurm section of the spec or "
             f"its profile; `sinfo` lists partitions, `sacctmgr show assoc user=$USER` accounts."

@@ -27,8 +27,10 @@ class Summary:
         chunks: vectors, where long rows have several; None where each row has one.
         elapsed_s: wall time.
         tokens_per_s: real tokens, all slices together.
+        n_tokens: of all executions; those of a shard that was done again count each time.
         n_padded_tokens: tokens computed, padding counted; 0 where that is not known.
         stages: seconds of each stage, as its kind calls it, summed over slices.
+        shards_redone: shards that were done again after they had been done.
         bytes_written: size of all shards.
         next_steps: commands or sentences, in the order to try them.
     """
@@ -47,6 +49,7 @@ class Summary:
     n_padded_tokens: int
     stages: dict[str, StageTimes] = field(default_factory=dict)
     shards: int
+    shards_redone: int = 0
     bytes_written: int
     manifests: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
@@ -113,7 +116,10 @@ def _fact_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
         yield "chunks", f"{summary.chunks:,}", "a vector each; long rows have several"
     yield "skipped", f"{skipped:,}", reasons
     yield "truncated", f"{summary.rows_truncated:,}", "embedded, cut to the token limit"
-    yield "tokens", f"{summary.n_tokens:,}", waste
+    again = ""
+    if summary.shards_redone:
+        again = f"{counted(summary.shards_redone, 'shard')} done again, counted each time"
+    yield "tokens", f"{summary.n_tokens:,}", "; ".join(filter(None, (waste, again)))
     yield "speed", f"{summary.tokens_per_s:,.0f}", "real tokens/s" if waste else "tokens/s"
     yield "time", format_duration(summary.elapsed_s), ""
     yield "written", format_bytes(summary.bytes_written), f"in {counted(summary.shards, 'shard')}"

@@ -13,6 +13,7 @@ from chatspace.jobs.scheduler import Scheduler
 from chatspace.jobs.submissions import active_jobs
 from chatspace.kinds import KINDS
 from chatspace.plan.model import Plan
+from chatspace.watch.completeness import is_complete
 
 
 def cancel(plan: Plan, scheduler: Scheduler) -> list[str]:
@@ -25,6 +26,8 @@ def cancel(plan: Plan, scheduler: Scheduler) -> list[str]:
         UnfitEnvironmentError: the batch system does not answer or refuses.
     """
     active = active_jobs(plan, scheduler)
+    if is_complete(plan):  # a process of this machine that is still there is just ending
+        active = [job for job in active if job.isdigit()]
     if in_slurm := [job for job in active if job.isdigit()]:
         scheduler.cancel(in_slurm)
     for job in active:

@@ -331,6 +331,8 @@ def unreadable_shard(path: Path, error: Exception) -> IncompleteError:
         OutputError: it may not be read, and so may well be whole.
     """
     refuse_forbidden(path)
+    if isinstance(error, FileNotFoundError):
+        return IncompleteError(f"Missing shard: {path}; No such file. {DAMAGE_ADVICE}")
     reason = " ".join(str(error).split()).rstrip(".")
     return IncompleteError(f"Damaged shard: {path}; {reason}. {DAMAGE_ADVICE}")
 
