@@ -311,7 +311,6 @@ def test_max_tokens_above_the_positions_is_refused(tiny: dict[str, Path]) -> Non
     ("options", "expected"),
     [
         ({"attention_impl": "nope"}, "attn_implementation"),
-        ({"attention_impl": "flash_attention_2"}, "FlashAttention2"),
         ({"model_kwargs": {"nonsense": 1}}, "nonsense"),
     ],
 )
@@ -321,6 +320,57 @@ def test_model_options_that_do_not_fit_are_refused(
     with pytest.raises(ModelError) as error:
         load(tiny["bert-mean"], **options)
     assert expected in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        ("flash", '; Specified `attn_implementation="flash"` is not supported. Use'),
+        ("flash_attention_2", "FlashAttention2 doesn't seem to be installed. Use"),
+    ],
+)
+def test_attention_that_is_not_to_be_had_is_named_with_what_to_use_instead(
+    attention: str, reason: str, tiny: dict[str, Path]
+) -> None:
+    if attention == "flash_attention_2" and find_spec("flash_attn"):
+        pytest.skip("flash-attn is installed")
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], attention_impl=attention)
+    assert f"model.attention_impl={attention}; " in one_line(error)
+    assert reason in one_line(error) and "install flash-attn on a GPU node" in one_line(error)
+    assert "folder is whole" not in one_line(error)
+
+
+def test_error_that_is_not_about_the_attention_is_not_laid_to_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tmp_path, attention_impl="sdpa")
+    assert "attention_impl" not in one_line(error)
+    unnamed = ModelSection(attention_impl="auto")
+    loading.refuse_attention(unnamed, ValueError("attn_implementation"))  # raises nothing
+
+
+def test_attention_that_fails_at_the_first_text_is_named(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+
+    monkeypatch.setattr(loading, "Fitting", fail)
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"], attention_impl="sdpa")
+    assert "model.attention_impl=sdpa; FlashAttention only support" in one_line(error)
+
+
+def test_long_error_of_a_library_is_cut_between_words(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("unmistakable " * 50)
+
+    monkeypatch.setattr(loading, "SentenceTransformer", fail)
+    with pytest.raises(ModelError) as error:
+        load(tiny["bert-mean"])
+    assert "unmistakable. Check" in one_line(error)
 
 
 def test_model_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chatspace.errors import UnfitEnvironmentError
 from chatspace.hf_embed.bucketing import Budget
 from chatspace.hf_embed.device import cpu_name
 from chatspace.hf_embed.encoder import Encoder, Forward, is_out_of_memory
@@ -22,17 +23,37 @@ from chatspace.hf_embed.tokens import FastTokenizer, Features
 
 _MIN_ROWS = 2  # PyTorch makes a graph of its own for a dimension of one
 _RECORDING_MODES = ("reduce-overhead", "max-autotune")
+# Compilers that are missing, by what PyTorch and Triton say of it.
+_MISSING = {
+    "No working C++ compiler found": "C++ compiler",
+    "Failed to find C compiler": "C compiler",
+}
 
 
 def share_graphs(cache: Path) -> None:
-    """Has the compiler keep what it made below `cache`, for the other tasks of this workspace."""
+    """Has the compiler keep what it made below `cache`, for the other tasks of this workspace.
+
+    Folders that the user names in the environment stay. PyTorch's own default is not the user's
+    word: PyTorch writes it there on import, and a process that did so hands it on to its children.
+    """
     processor = re.sub(r"\W+", "-", cpu_name())  # code for one is not for another
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor" / processor))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": cache / "torchinductor" / processor,
+        "TRITON_CACHE_DIR": cache / "triton",
+    }
+    given = {name: os.environ.get(name) for name in folders}  # as it is before the next line
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    for name, folder in folders.items():
+        if not (path := given[name]) or Path(path).is_relative_to(default_cache_dir()):
+            os.environ[name] = str(folder)
 
 
 def compile_model(model: Any, encoder: Encoder, *, mode: str | None) -> Forward:
-    """Compiles a model in place and returns its forward; the first calls make the graphs."""
+    """Compiles a model in place and returns its forward; the first calls make the graphs.
+
+    Those calls raise an `UnfitEnvironmentError` where this machine has no compiler.
+    """
     forward, budget = encoder.forward, encoder.budget
     model.compile(dynamic=False, mode=mode)
     n_graphs = len(list(encoder.buckets.widths())) + 8
@@ -40,11 +61,29 @@ def compile_model(model: Any, encoder: Encoder, *, mode: str | None) -> Forward:
     def with_enough_graphs(features: Features) -> torch.Tensor:
         # Said in each call, because it is a setting of the thread that makes the graphs.
         torch._dynamo.config.recompile_limit = n_graphs
-        return forward(features)
+        try:
+            return forward(features)
+        except RuntimeError as error:  # what the compilers of PyTorch raise is one
+            refuse_missing_compiler(error)
+            raise
 
     if mode in _RECORDING_MODES:
         return _with_fixed_rows(with_enough_graphs, budget)
     return _with_free_rows(with_enough_graphs)
+
+
+def refuse_missing_compiler(error: RuntimeError) -> None:
+    """Tells a machine on which no graphs can be made apart from all that may be amiss with a model.
+
+    Raises:
+        UnfitEnvironmentError: there is no C++ compiler, or for a GPU no C compiler.
+    """
+    for sign, compiler in _MISSING.items():
+        if sign in str(error):
+            raise UnfitEnvironmentError(
+                f"No {compiler} on this node: encode.compile=true; PyTorch makes the graphs of a "
+                f"compiled model with one. Load one (module load gcc), or leave encode.compile out."
+            ) from error
 
 
 def _with_free_rows(forward: Forward) -> Forward:

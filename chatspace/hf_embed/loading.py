@@ -6,6 +6,8 @@ Not covered: models whose input is not text.
 from __future__ import annotations
 
 import logging
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ from chatspace.hf_embed.model_input import NO_LIMIT, choose_tokenizer, resolve_p
 from chatspace.hf_embed.spec import EncodeSection, ModelSection
 from chatspace.hf_embed.tokens import FastTokenizer, Features, RowTokenizer, Tokens
 
+# What transformers says where it has not got the attention that it was asked for.
+_ABOUT_ATTENTION = re.compile(
+    r"attn_implementation|attention implementation|flash.?attention|flash.?attn|flex.?attention"
+    r"|scaled_dot_product_attention|`kernels`",
+    re.IGNORECASE,
+)
 TRIM_TO = 8  # padding to less than this gains nothing: vector units work on whole groups anyway
 
 
@@ -158,6 +166,7 @@ def load_model(section: ModelSection, path: str | None, device: torch.device) ->
         )
     except (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError) as error:
         refuse_fault(section, path, error)
+        refuse_attention(section, error)
         if not reached:
             raise ModelError(_out_of_reach(section)) from error
         raise ModelError(_cannot_load(section, path, error, _next_step(section, path))) from error
@@ -179,11 +188,33 @@ def refuse_fault(section: ModelSection, path: str | None, error: Exception) -> N
     raise UnfitEnvironmentError(_cannot_load(section, path, error, next_step)) from error
 
 
+def refuse_attention(section: ModelSection, error: Exception) -> None:
+    """Tells an attention that is not to be had apart from a model that cannot be loaded.
+
+    Raises:
+        ModelError: the spec names an attention, and the error is about it.
+    """
+    if section.attention_impl == "auto" or not _ABOUT_ATTENTION.search(str(error)):
+        return
+    reason = str(error).rpartition("following error: ")[2].split(". ")[0]
+    raise ModelError(
+        f"Model cannot be loaded: model.attention_impl={section.attention_impl}; "
+        f"{_shortened(reason, 160)}. Use auto, sdpa, eager, or install flash-attn on a GPU node "
+        f"and say flash_attention_2."
+    ) from error
+
+
+def _shortened(text: str, n_chars: int) -> str:
+    """Returns the first words of a text, in one line and without its full stop."""
+    short = textwrap.shorten(text, n_chars, placeholder=" ...").rstrip(". ")
+    return short or " ".join(text.split())[:n_chars].rstrip(". ")
+
+
 def _cannot_load(
     section: ModelSection, path: str | None, error: BaseException, next_step: str
 ) -> str:
     where = f" ({path})" if path not in (None, section.name) else ""
-    reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+    reason = _shortened(str(error), 300) or type(error).__name__
     return f"Model cannot be loaded: model.name={section.name}{where}; {reason}. {next_step}."
 
 
@@ -250,6 +281,7 @@ def _fitting(
         return Fitting(model, tokenizer, _embed(forward, model.device))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         refuse_fault(section, None, error)
+        refuse_attention(section, error)
         raise ModelError(_cannot_load(section, None, error, "It does not embed a text")) from error
 
 

@@ -10,6 +10,8 @@ from chatspace.spec.base import RunSpec
 from chatspace.spec.chunks import check_chunks
 from chatspace.spec.section import Section
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
 
 class ModelSection(Section):
     """Which encoder, and how it is loaded."""
@@ -112,8 +114,8 @@ class EncodeSection(Section):
     """
     compile: bool = False
     """Compile the model with torch.compile; every bucket is warmed up first."""
-    compile_mode: str | None = None
-    """Mode of torch.compile."""
+    compile_mode: CompileMode | None = None
+    """Mode of torch.compile, for `compile: true` [default]."""
     normalize: bool | None = None
     """Scale vectors to length one [as the model says]."""
     workers: int | None = Field(None, gt=0)
@@ -151,6 +153,17 @@ class EmbedSpec(RunSpec):
     kind: Literal["embed"]
     model: ModelSection = ModelSection()
     encode: EncodeSection = EncodeSection()
+
+    # Not in the section, which is read again from plans: those of earlier versions stay readable.
+    @model_validator(mode="after")
+    def _check_compile_mode(self) -> EmbedSpec:
+        mode = self.encode.compile_mode
+        if mode is not None and not self.encode.compile:
+            raise ValueError(
+                f"encode.compile_mode: {mode} needs encode.compile: true; say both, or leave "
+                "compile_mode out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_packing(self) -> EmbedSpec:
