@@ -20,7 +20,14 @@ import numpy.typing as npt
 from corpora import LONGEST, SHAPES, Shape
 from report import hardware, print_table, versions
 
-from chatspace.hf_embed.bucketing import Batch, Buckets, Budget, plan_batches, plan_packs
+from chatspace.hf_embed.bucketing import (
+    CPU_FILL_TO,
+    Batch,
+    Buckets,
+    Budget,
+    plan_batches,
+    plan_packs,
+)
 from chatspace.hf_embed.device import CPU_TOKENS_PER_BATCH, GPU_TOKENS_PER_BATCH
 from chatspace.hf_embed.loading import TRIM_TO
 from chatspace.hf_embed.spec import EncodeSection
@@ -77,8 +84,10 @@ def strategies() -> list[Strategy]:
             name=f"chatspace buckets, trimmed, {gpu.tokens:,} tokens a batch",
             count=_bucketed(least, gpu, trim_to=TRIM_TO),
         ),
-        Strategy(name=f"chatspace packed, {cpu.tokens:,} tokens a batch", count=_packed(cpu)),
-        Strategy(name=f"chatspace packed, {gpu.tokens:,} tokens a batch", count=_packed(gpu)),
+        Strategy(
+            name=f"chatspace packed, {cpu.tokens:,} tokens a batch", count=_packed(cpu, CPU_FILL_TO)
+        ),
+        Strategy(name=f"chatspace packed, {gpu.tokens:,} tokens a batch", count=_packed(gpu, 1)),
     ]
 
 
@@ -96,8 +105,8 @@ def _bucketed(min_tokens: int, budget: Budget, *, trim_to: int | None = None) ->
     )
 
 
-def _packed(budget: Budget) -> Count:
-    return _by_shard(lambda shard: plan_packs(shard, budget))
+def _packed(budget: Budget, fill_to: int) -> Count:
+    return _by_shard(lambda shard: plan_packs(shard, budget, fill_to=fill_to))
 
 
 def _by_shard(plan: Callable[[Lengths], list[Batch]]) -> Count:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatspace.hf_embed.bucketing import (
+    CPU_FILL_TO,
     TAIL_BATCHES,
     Buckets,
     Budget,
@@ -115,6 +116,27 @@ def test_plan_packs_ends_in_halves_so_that_workers_end_together() -> None:
     sizes = [batch.n_padded_tokens for batch in plan_packs(lengths, budget, halve_tail=True)]
     assert sizes == [100] * 11 + [50] * 8
     assert [batch.n_padded_tokens for batch in plan_packs(lengths, budget)] == [100] * 15
+
+
+@given(budgets, st.lists(st.integers(1, 300), min_size=1, max_size=60))
+def test_plan_packs_fills_batches_up_within_the_budget(budget: Budget, n: list[int]) -> None:
+    lengths = np.array(n, np.int64)
+    filled, plain = plan_packs(lengths, budget, fill_to=32), plan_packs(lengths, budget)
+    assert [batch.rows.tolist() for batch in filled] == [batch.rows.tolist() for batch in plain]
+    for batch, bare in zip(filled, plain, strict=True):
+        is_full = batch.n_padded_tokens in (budget.tokens, bare.n_padded_tokens)
+        assert batch.n_padded_tokens % 32 == 0 or is_full
+        assert 0 <= batch.n_padded_tokens - bare.n_padded_tokens < 32
+
+
+def test_plan_packs_of_a_shard_has_batches_of_few_sizes_on_a_cpu() -> None:
+    lengths = np.random.default_rng(0).lognormal(np.log(80), 0.9, 8192).astype(np.int64) + 1
+    lengths = np.minimum(lengths, 512)
+    sizes = {
+        fill: {b.n_padded_tokens for b in plan_packs(lengths, Budget(tokens=2048), fill_to=fill)}
+        for fill in (1, CPU_FILL_TO)
+    }
+    assert len(sizes[1]) > 100 and len(sizes[CPU_FILL_TO]) <= 20
 
 
 @given(st.lists(st.integers(1, 5), max_size=30))

@@ -154,7 +154,7 @@ def test_slice_measures_stages_tokens_and_what_it_ran_on(model: Path) -> None:
     outcome = slicer.run()
     assert set(outcome.stages) == {"loader", "encoder", "writer"}
     assert all(times.busy_s > 0 and times.idle_s >= 0 for times in outcome.stages.values())
-    assert outcome.n_padded_tokens == outcome.n_tokens > 0
+    assert 0 < outcome.n_tokens <= outcome.n_padded_tokens < 1.2 * outcome.n_tokens
     assert outcome.elapsed_s > outcome.setup_s > 0
     facts = outcome.runtime
     assert facts["embedding_dim"] == 64 and facts["max_tokens"] == 128

@@ -1,6 +1,6 @@
 """Which rows share a forward pass: a function of their lengths alone.
 
-Packed, rows of about the same length are joined end to end, and nothing is padded. In buckets, rows
+Packed, rows of about the same length are joined end to end, and no row is padded. In buckets, rows
 are padded to one of a few lengths:
 
     bucket_min_tokens = 16, bucket_max_tokens = 128, limit = 300
@@ -25,6 +25,8 @@ IntArray = npt.NDArray[np.int64]
 Group = tuple[int, int]
 
 TAIL_BATCHES = 4
+# oneDNN makes code for each number of tokens, which takes milliseconds, and keeps it, in megabytes.
+CPU_FILL_TO = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ class Batch:
 
     Attributes:
         rows: positions in the shard, longest row first, (n_rows,).
-        width: tokens that each row is padded to; None if they are packed, without padding.
+        width: tokens that each row is padded to; None if they are packed.
         n_padded_tokens: tokens that the forward pass computes.
     """
 
@@ -115,9 +117,21 @@ def padded(rows: IntArray, width: int) -> Batch:
     return Batch(rows=rows, width=width, n_padded_tokens=len(rows) * width)
 
 
-def packed(rows: IntArray, lengths: IntArray) -> Batch:
-    """Returns a batch whose rows are joined; `lengths` are those of the shard's rows."""
-    return Batch(rows=rows, width=None, n_padded_tokens=int(lengths[rows].sum()))
+def packed(
+    rows: IntArray, lengths: IntArray, *, fill_to: int = 1, most: int | None = None
+) -> Batch:
+    """Returns a batch whose rows are joined.
+
+    Args:
+        rows: positions in the shard.
+        lengths: those of the shard's rows.
+        fill_to: tokens of the batch are a multiple of this, with some that are no row's.
+        most: tokens that it is not filled beyond.
+    """
+    n_tokens = int(lengths[rows].sum())
+    filled = -(-n_tokens // fill_to) * fill_to
+    filled = max(n_tokens, filled if most is None else min(filled, most))
+    return Batch(rows=rows, width=None, n_padded_tokens=filled)
 
 
 def equal_lengths(lengths: IntArray) -> list[Group]:
@@ -125,7 +139,9 @@ def equal_lengths(lengths: IntArray) -> list[Group]:
     return [(len(list(run)), length) for length, run in groupby(lengths.tolist())]
 
 
-def plan_packs(lengths: IntArray, budget: Budget, *, halve_tail: bool = False) -> list[Batch]:
+def plan_packs(
+    lengths: IntArray, budget: Budget, *, halve_tail: bool = False, fill_to: int = 1
+) -> list[Batch]:
     """Puts each row that has tokens into exactly one batch of joined rows.
 
     Args:
@@ -133,6 +149,7 @@ def plan_packs(lengths: IntArray, budget: Budget, *, halve_tail: bool = False) -
         budget: the size of a batch; a row above it is a batch of its own.
         halve_tail: cut the last `TAIL_BATCHES` in halves, so that workers with a processor each
             end together.
+        fill_to: see `packed`; within the budget.
 
     Returns:
         Batches from the longest rows to the shortest, as `plan_batches` gives them.
@@ -143,7 +160,7 @@ def plan_packs(lengths: IntArray, budget: Budget, *, halve_tail: bool = False) -
     start, n_tail = 0, TAIL_BATCHES if halve_tail else 0
     while start < len(order):
         stop = start + (budget.rows or _n_joined(ends, start, budget.tokens or 1, n_tail))
-        batches.append(packed(order[start:stop], lengths))
+        batches.append(packed(order[start:stop], lengths, fill_to=fill_to, most=budget.tokens))
         start = stop
     return batches
 

@@ -21,6 +21,7 @@ import torch
 
 from chatspace.errors import RowTooLargeError
 from chatspace.hf_embed.bucketing import (
+    CPU_FILL_TO,
     Batch,
     Buckets,
     Budget,
@@ -91,8 +92,9 @@ class Encoder:
     def plan(self, tokens: Tokens) -> list[Batch]:
         """Returns the batches of a shard; rows without tokens are in none of them."""
         if self.packs:
-            on_cpu = self.device.type == "cpu"
-            return plan_packs(tokens.lengths, self.budget, halve_tail=on_cpu)
+            if self.device.type != "cpu":
+                return plan_packs(tokens.lengths, self.budget)
+            return plan_packs(tokens.lengths, self.budget, halve_tail=True, fill_to=CPU_FILL_TO)
         return plan_batches(
             tokens.lengths, buckets=self.buckets, budget=self.budget, trim_to=self.trim_to
         )
@@ -145,7 +147,7 @@ class Encoder:
         """
         features = tokens.features(batch)
         with self._turns.together():
-            found = self._try_forward(features)
+            found = self._try_forward(features, len(batch.rows))
         if not isinstance(found, str):
             return found
         if len(batch.rows) == 1:
@@ -158,7 +160,7 @@ class Encoder:
     def _encode_alone(self, features: Features, batch: Batch) -> FloatArray:
         with self._turns.alone():
             _free_memory()  # also what other workers' passes have left behind
-            found = self._try_forward(features)
+            found = self._try_forward(features, 1)
         if not isinstance(found, str):
             return found
         raise RowTooLargeError(
@@ -166,13 +168,13 @@ class Encoder:
             f"Set model.max_tokens lower, or use a device with more memory."
         )
 
-    def _try_forward(self, features: Features) -> FloatArray | str:
-        """Returns vectors, or why the memory did not suffice."""
+    def _try_forward(self, features: Features, n_rows: int) -> FloatArray | str:
+        """Returns the vectors of the first rows, or why the memory did not suffice."""
         try:
             # Moved outside: tensors made in inference mode would need compiled graphs of their own.
             on_device = to_device(features, self.device)
             with torch.inference_mode():
-                vectors = self.forward(on_device).float()  # (n_rows, dim)
+                vectors = self.forward(on_device)[:n_rows].float()  # (n_rows, dim)
                 if self.normalize:  # in float32, so that half precision gives lengths of one too
                     vectors = torch.nn.functional.normalize(vectors, dim=-1)
                 return to_host(vectors)

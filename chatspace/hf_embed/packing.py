@@ -29,7 +29,9 @@ _NOT_COVERED = ("softcap", "position_bias", "s_aux", "cache")
 _REMEMBERED_MASK = 2**20  # bytes; larger masks are made each time
 _WINDOW_STEP = 512  # queries of a row with a sliding window that are attended at a time
 _SCORES_PER_STEP = 2**19  # one MiB in bfloat16: what a core's second-level cache holds
-_LONGEST_IN_STEPS = 4096  # tokens: all scores of a head are held, 32 MiB by then
+# In tokens: shorter rows lose in making code for each shape what they gain; of longer ones all
+# scores of a head, which are held, would be above 32 MiB.
+_SHORTEST_IN_STEPS, _LONGEST_IN_STEPS = 128, 4096
 
 
 class States(NamedTuple):
@@ -164,8 +166,8 @@ def attend_rows(states: States, bias: torch.Tensor | None, scope: Scope) -> torc
     length = states.q.shape[2]
     if bias is None and scope.window is not None and scope.window < length:
         return _attend_in_window(states, scope, scope.window - 1)
-    takes_steps = bias is None and not scope.causal and length <= _LONGEST_IN_STEPS
-    if takes_steps and states.q.dtype == torch.bfloat16 and not _has_amx():
+    is_plain = bias is None and not scope.causal and states.q.dtype == torch.bfloat16
+    if is_plain and _SHORTEST_IN_STEPS <= length <= _LONGEST_IN_STEPS and not _has_amx():
         return _attend_in_steps(states, scope.scale or states.q.shape[-1] ** -0.5)
     return torch.nn.functional.scaled_dot_product_attention(
         *states, attn_mask=bias, is_causal=scope.causal and bias is None, scale=scope.scale

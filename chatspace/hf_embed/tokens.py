@@ -106,27 +106,33 @@ class FlatTokens:
     def features(self, batch: Batch) -> Features:
         """Returns `input_ids` and what else is wanted, padded or joined as the batch says."""
         if batch.width is None:
-            return self._joined(batch.rows)
+            return self._joined(batch.rows, batch.n_padded_tokens)
         return self._padded(batch.rows, batch.width)
 
     def row(self, index: int) -> Ids:
         """Returns the ids of one row, special tokens among them."""
         return self.ids[self.starts[index] : self.starts[index + 1]]
 
-    def _joined(self, rows: IntArray) -> Features:
+    def _joined(self, rows: IntArray, n_tokens: int) -> Features:
         """Returns features of shape (1, n_tokens), and where each row begins.
+
+        What the rows leave of `n_tokens` is filled with rows of one padding token each, at the end.
 
         The names of the boundaries are those of transformers' `DataCollatorWithFlattening`, which
         flash attention and sentence-transformers' pooling read.
         """
-        pad, lengths = self.padding, self.lengths[rows]  # (n_rows,)
-        bounds = np.concatenate(([0], np.cumsum(lengths)))  # (n_rows + 1,)
-        position = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)  # (n_tokens,)
-        ids = self.ids[np.repeat(self.starts[rows], lengths) + position]
+        pad, own = self.padding, self.lengths[rows]  # (n_rows,)
+        n_fill = n_tokens - int(own.sum())
+        lengths = np.concatenate((own, np.ones(n_fill, np.int64)))  # (n_rows + n_fill,)
+        bounds = np.concatenate(([0], np.cumsum(lengths)))  # (n_rows + n_fill + 1,)
+        position = np.arange(n_tokens) - np.repeat(bounds[:-1], lengths)  # (n_tokens,)
+        ids = np.full(n_tokens, pad.pad_id, np.int64)
+        real = slice(n_tokens - n_fill)
+        ids[real] = self.ids[np.repeat(self.starts[rows], own) + position[real]]
         starts, longest = torch.from_numpy(bounds.astype(np.int32)), int(lengths.max())
-        row = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)  # (n_tokens,)
+        row = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # (n_tokens,)
         features: Features = {
-            "input_ids": torch.from_numpy(ids.astype(np.int64))[None],
+            "input_ids": torch.from_numpy(ids)[None],
             "position_ids": torch.from_numpy(position + pad.first_position)[None],
             "cu_seq_lens_q": starts,
             "cu_seq_lens_k": starts,

@@ -27,6 +27,7 @@ from chatspace.shards.table import Vectors, embedding_table
 from chatspace.spec.output import OutputSection
 
 STAGES = ("loader", "encoder", "writer")
+KEPT_SHAPES = 256
 
 
 def run_slice(work: SliceWork) -> SliceOutcome:
@@ -34,7 +35,7 @@ def run_slice(work: SliceWork) -> SliceOutcome:
 
     Raises:
         UserError: a model or row cannot be used as the spec says, or a shard cannot be written.
-        UnfitEnvironmentError: the device is not there.
+        UnfitEnvironmentError: the device is not there, or no compiler for `encode.compile`.
     """
     return embed_slice(work, work.reader())
 
@@ -66,6 +67,9 @@ def prepare_process(threads: int) -> None:
     # Said outright, so that the library neither guesses nor warns when a process forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    # oneDNN and PyTorch's layer above it keep code for each shape of their input, megabytes each.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_SHAPES))
     # A bar would fill a log file with lines; the libraries read this when they are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
@@ -81,14 +85,15 @@ def prepare_process(threads: int) -> None:
 
 def _encoder(work: SliceWork, counters: Counters) -> Any:
     from chatspace.hf_embed.compiling import share_graphs, warm_up
+
+    encode = EncodeSection.model_validate(work.plan.spec["encode"])
+    if encode.compile:  # before the next imports, which bring the compiler
+        share_graphs(Layout(Path(work.plan.workspace)).cache())
     from chatspace.hf_embed.loading import load_encoder
     from chatspace.hf_embed.truncation import truncate
     from chatspace.hf_embed.tuning import tuned_budget
 
     model = pinned_model(work.plan)
-    encode = EncodeSection.model_validate(work.plan.spec["encode"])
-    if encode.compile:
-        share_graphs(Layout(Path(work.plan.workspace)).cache())
     path = work.plan.model.get("path")
     encoder = load_encoder(model, encode, path=path, threads=work.threads)
     truncate(encoder, work.plan.spec["output"].get("truncate_dim"))
