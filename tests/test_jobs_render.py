@@ -150,6 +150,15 @@ def test_render_path_that_cannot_be_bound_is_refused() -> None:
         render_array(plan, array_jobs(plan)[0])
 
 
+def test_render_gather_asks_for_no_gpus_and_no_whole_node() -> None:
+    extra = {"exclusive": True, "gpus": 4, "gres": "gpu:4", "comment": "a b", "exclude": "n7"}
+    plan = plan_of(slurm={"extra": extra})
+    array = render_array(plan, array_jobs(plan)[0])
+    assert all(f"#SBATCH --{key}" in array for key in extra)
+    gather = render_gather(plan)
+    assert [key for key in extra if f"#SBATCH --{key}" in gather] == ["comment", "exclude"]
+
+
 def test_render_directive_of_chatspace_in_extra_is_refused() -> None:
     plan = plan_of(slurm={"extra": {"array": "0-3"}})
     with pytest.raises(SpecError, match=r"slurm\.extra\.array"):

@@ -28,6 +28,22 @@ RENDERED_DIRECTIVES = frozenset(
     ]
 )
 
+# Of `slurm.extra`, what asks for GPUs or whole nodes: the gather job reads manifests.
+LARGE_DIRECTIVES = frozenset(
+    [
+        "cpus-per-gpu",
+        "exclusive",
+        "gpu-bind",
+        "gpu-freq",
+        "gpus",
+        "gpus-per-node",
+        "gpus-per-task",
+        "gres",
+        "gres-flags",
+        "mem-per-gpu",
+    ]
+)
+
 
 def lanes_of(cluster: Mapping[str, Any]) -> int:
     """Returns how many processes an array task has: one for each GPU on each of its nodes."""

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from chatspace import __version__
 from chatspace.errors import SpecError
 from chatspace.jobs.directives import (
+    LARGE_DIRECTIVES,
     directive_lines,
     extra_directives,
     gpu_directives,
@@ -172,7 +173,7 @@ def render_gather(plan: Plan) -> str:
         "output": log_path(cluster, plan, "%j"),
         "open-mode": "append",
         **mail_directives(cluster),
-        **extra_directives(cluster),
+        **{k: v for k, v in extra_directives(cluster).items() if k not in LARGE_DIRECTIVES},
     }
     return render_template("gather.slurm.j2", **_common(replace(plan, cluster=cluster), directives))
 
