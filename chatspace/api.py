@@ -150,7 +150,7 @@ def open_run(run: str | Path, *, workspace: str | None = None) -> Run:
         known = sorted(p.parent.name for p in layout.runs().glob("*/plan.json"))
         raise InputError(
             f"Unknown run: {run}; {layout.runs()} has {', '.join(known[-8:]) or 'no runs'}. "
-            f"Name one of them, its folder, or another --workspace."
+            "Name one of them, its folder, or another workspace."
         )
     return Run(load_plan(plan))
 
