@@ -37,14 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             version = re.search(r"^tests/slurm/.*\[(debian|newer)\b", nodeid)
             return version[1] if version else nodeid.partition("::")[0]
 
-    config.option.loadscopereorder = False  # files with many tests are not those that take long
     return ByCluster(config, log)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a SLURM cluster begin first: they wait."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not item.nodeid.startswith("tests/slurm/"))
 
 
 @pytest.fixture(scope="session")

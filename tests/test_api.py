@@ -191,7 +191,10 @@ def test_cancel_of_a_complete_run_leaves_the_process_that_is_just_ending(tmp_pat
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         job_id = local_job_id(process.pid)
         record_submission(plan, job_id=job_id, executor="local", split="train", offset=0, count=1)
-        assert active_jobs(plan, FakeScheduler()) == [job_id]
+        deadline = time.monotonic() + 20
+        while active_jobs(plan, FakeScheduler()) != [job_id]:  # until its name is its own
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert chatspace.Run(plan).cancel(scheduler=FakeScheduler()) == []
         assert process.poll() is None
         (tmp_path / plan.splits[0].output_dir / "shard-00000.parquet").unlink()

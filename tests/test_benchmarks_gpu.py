@@ -59,7 +59,7 @@ def test_padding_quick_orders_the_strategies() -> None:
     assert all(figure >= 1 for figures in waste.values() for figure in figures.values())
     packed = [figures for name, figures in waste.items() if name.startswith("chatspace packed")]
     assert len(packed) == 2
-    assert all(figure == 1 for figures in packed for figure in figures.values())
+    assert all(1 <= figure < 1.02 for figures in packed for figure in figures.values())
     column = next(name for name in packed[0] if name.startswith("chat-like"))
     arrival, in_order, from_128, from_16, trimmed = [f[column] for f in waste.values()][:5]
     assert trimmed < from_16 < from_128 < arrival
